@@ -1,0 +1,1 @@
+"""From image-caption pairs to concept archives."""

@@ -1,0 +1,187 @@
+"""Stage ``corpus``: which image–caption pairs there are, and why the others were turned away.
+
+A source is a set of WebDataset tars, read where they lie; or something the stage first writes as tars into
+its artifact: rendered scenes, or a folder in COCO's layout. Whatever the source, each pair of the corpus is
+either a row of ``samples`` or a row of ``quarantine``.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, BinaryIO, cast
+
+import fsspec
+
+from curation.captions import CaptionLimits, read_caption
+from curation.images import Fault, ImageFacts, ImageLimits, inspect_image
+from curation.sources import Scenes, Source, coco_files, coco_tar, expand_urls, scene_shards, scene_tar
+from storage.digest import combined, digest_files
+from storage.errors import ConfigError, InputError
+from storage.files import Folder
+from storage.reader import IMAGE_EXTENSIONS, image_bytes
+from storage.schemas import SCHEMAS, table_of
+from storage.stage import Job, Output, ShardFunction, Stage, file_stem
+from storage.tars import Rejection, Sample, read_tar
+
+EXTENSIONS = (*IMAGE_EXTENSIONS, "txt", "json")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """Named sources, and what an acceptable pair is."""
+
+    sources: tuple[Source, ...] = ()
+    images: ImageLimits = field(default_factory=ImageLimits)
+    captions: CaptionLimits = field(default_factory=CaptionLimits)
+
+    def __post_init__(self) -> None:
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"corpus sources need different names, got {names}")
+
+
+def shard_locations(config: CorpusConfig) -> dict[str, str]:
+    """Shard name -> URL of the tar, for sources that are read where they lie.
+
+    Raises:
+        InputError: for a pattern without a match, or two tars of one name in one source.
+    """
+    found: dict[str, str] = {}
+    for source in (source for source in config.sources if source.kind == "webdataset"):
+        for url in expand_urls(source.urls):
+            shard = f"{source.name}/{url.rsplit('/', 1)[-1].split('.')[0]}"
+            if shard in found:
+                raise InputError(
+                    f"'{found[shard]}' and '{url}' would both be '{shard}'; make them two sources"
+                )
+            found[shard] = url
+    return found
+
+
+def corpus_identity(config: CorpusConfig, store: Folder) -> dict[str, str]:
+    """Digests of the bytes a corpus is made of, as stage inputs."""
+    locations = shard_locations(config)
+    digests = digest_files(list(locations.values()), store)
+    identity = {shard: digests[url] for shard, url in locations.items()}
+    for source in (source for source in config.sources if source.kind == "coco"):
+        annotations, images = coco_files(source.urls[0])
+        files = digest_files([str(path) for path in (annotations, *images)], store)
+        identity[f"{source.name}/00000"] = combined(list(files.values()))
+    return identity
+
+
+def build_corpus(job: Job[CorpusConfig]) -> None:
+    """Stage ``corpus``: validates every pair; writes ``samples``, ``quarantine`` and ``truth``."""
+    plan = _shard_plan(job.config)
+    job.map_shards(partial(_make_shard_function, job.config, plan), list(plan))
+
+
+def _shard_plan(config: CorpusConfig) -> dict[str, Mapping[str, Any]]:
+    """Shard -> where its tar comes from: a URL to read, scenes to render, or a folder to pack."""
+    plan: dict[str, Mapping[str, Any]] = {
+        shard: {"url": url} for shard, url in shard_locations(config).items()
+    }
+    for source in config.sources:
+        if source.kind == "scenes":
+            scenes = cast("Scenes", source.scenes)
+            shards = scene_shards(scenes)
+            plan |= {f"{source.name}/{stem}": {"scenes": scenes, "indices": i} for stem, i in shards.items()}
+        elif source.kind == "coco":
+            plan[f"{source.name}/00000"] = {"folder": source.urls[0]}
+    return plan
+
+
+def _make_shard_function(config: CorpusConfig, plan: Mapping[str, Mapping[str, Any]]) -> ShardFunction:
+    return lambda shard: _build_shard(config, shard, plan[shard])
+
+
+def _build_shard(config: CorpusConfig, shard: str, origin: Mapping[str, Any]) -> Output:
+    if "url" in origin:
+        with _open_tar(origin["url"]) as stream:
+            return validate_tar(config, shard, stream)
+    made = (
+        coco_tar(origin["folder"]) if "folder" in origin else scene_tar(origin["scenes"], origin["indices"])
+    )
+    output = validate_tar(config, shard, io.BytesIO(made))
+    output.files[f"{file_stem(shard)}.tar"] = (made, output.kept)
+    return output
+
+
+def _open_tar(url: str) -> BinaryIO:
+    try:
+        return cast("BinaryIO", fsspec.open(url, "rb").open())
+    except OSError as error:
+        raise InputError(f"cannot open '{url}' ({error}); check the source's urls") from error
+
+
+def validate_tar(config: CorpusConfig, shard: str, stream: BinaryIO) -> Output:
+    """Accepts or rejects every sample of a tar.
+
+    Returns:
+        tables ``samples`` and ``truth`` (for samples whose json lists ``concepts``), and the quarantine.
+        Every sample met is in one or the other: seen = kept + quarantined.
+    """
+    rows, faults = [], []
+    for item in read_tar(stream, EXTENSIONS):
+        row, fault = _judge(config, shard, item)
+        rows += [row] if row else []
+        faults += [fault] if fault else []
+    samples = {name: [row[name] for row in rows] for name in SCHEMAS["samples"].names}
+    truth = [row for row in rows if row["classes"] is not None]
+    tables = {"samples": table_of("samples", samples)}
+    if truth:
+        tables["truth"] = table_of(
+            "truth", {name: [row[name] for row in truth] for name in SCHEMAS["truth"].names}
+        )
+    return Output(tables=tables, quarantine=faults, seen=len(rows) + len(faults), kept=len(rows))
+
+
+def _judge(config: CorpusConfig, shard: str, item: Sample | Rejection) -> tuple[Row | None, Row | None]:
+    """A row of ``samples`` or a row of ``quarantine``."""
+    if isinstance(item, Rejection):
+        return None, _fault(shard, item.key, Fault(item.reason, item.detail))
+    data = image_bytes(item)
+    if data is None:
+        return None, _fault(shard, item.key, Fault("image_missing", f"members: {sorted(item.members)}"))
+    facts, caption = inspect_image(data, config.images), read_caption(item.members, config.captions)
+    if isinstance(facts, Fault):
+        return None, _fault(shard, item.key, facts)
+    if isinstance(caption, Fault):
+        return None, _fault(shard, item.key, caption)
+    return _sample_row(shard, item, data, facts, caption), None
+
+
+def _sample_row(shard: str, item: Sample, data: bytes, facts: ImageFacts, caption: str) -> Row:
+    return {
+        "sample_id": f"{shard}/{item.key}",
+        "shard": shard,
+        "key": item.key,
+        "caption": caption,
+        "width": facts.width,
+        "height": facts.height,
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "classes": _true_concepts(item),
+    }
+
+
+def _true_concepts(item: Sample) -> list[str] | None:
+    """The ``concepts`` of the sample's json: what is known to be in the image, where it is known."""
+    try:
+        found = json.loads(item.members.get("json", b"null"))
+    except ValueError:
+        return None
+    concepts = found.get("concepts") if isinstance(found, dict) else None
+    return [str(name) for name in concepts] if isinstance(concepts, list) else None
+
+
+def _fault(shard: str, key: str, fault: Fault) -> Row:
+    sample_id = f"{shard}/{key}" if key else shard
+    return {"sample_id": sample_id, "key": key, "reason": fault.reason, "detail": fault.detail}
+
+
+CORPUS = Stage("corpus", 1, build_corpus, corpus_identity)

@@ -1,0 +1,144 @@
+"""Stages ``index`` and ``expand``: the corpus as one searchable matrix, and each image's neighbours in it."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, cast
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from curation.encoder import pick_device
+from curation.expand import Backend, nearest
+from curation.ragged import offsets_of
+from storage.artifact import Artifact
+from storage.errors import InputError
+from storage.schemas import table_of
+from storage.stage import Job, Output, ShardFunction, Stage
+
+VECTORS = "vectors.npy"
+
+
+@dataclass(frozen=True)
+class IndexConfig:
+    """How neighbours are searched."""
+
+    kind: Literal["exact"] = "exact"  # every image against every image
+
+
+@dataclass(frozen=True)
+class ExpandConfig:
+    """Vision-driven expansion."""
+
+    neighbours: int = 8  # L of the paper; the image itself counts
+
+
+def build_index(job: Job[IndexConfig]) -> None:
+    """Stage ``index``: all vectors in one memory-mappable float16 matrix, and the ids of its rows."""
+    embeddings = job.artifact("embeddings")
+    rows = sum(part.rows for part in embeddings.parts("embeddings"))
+    if rows == 0:
+        raise InputError(
+            "no image could be embedded, so there is nothing to search; see the quarantine table"
+        )
+    ids = embeddings.read("embeddings", columns=["sample_id"])
+    write = partial(_pour_vectors, embeddings, rows)
+    job.write(Output(tables={"ids": ids}, files={VECTORS: (write, rows)}, seen=rows, kept=rows))
+
+
+def _pour_vectors(embeddings: Artifact, rows: int, stream: Any) -> None:
+    """Writes a numpy file shard by shard: the matrix is never in memory whole."""
+    header_written = False
+    for part in embeddings.parts("embeddings"):
+        vectors_ND = shard_vectors(embeddings, part.shard)
+        if not header_written:
+            _numpy_header(stream, (rows, vectors_ND.shape[1]))
+            header_written = True
+        stream.write(np.ascontiguousarray(vectors_ND).tobytes())
+
+
+def _numpy_header(stream: Any, shape: tuple[int, int]) -> None:
+    header = io.BytesIO()
+    layout = {"descr": "<f2", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, layout)
+    stream.write(header.getvalue())
+
+
+def shard_vectors(embeddings: Artifact, shard: str) -> NDArray[np.float16]:
+    """Unit vectors [N, D] of a shard."""
+    column = embeddings.read("embeddings", shard, ["vector"])["vector"].combine_chunks()
+    width = column.type.list_size
+    return cast("NDArray[np.float16]", column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width))
+
+
+@dataclass(frozen=True)
+class Index:
+    """The matrix and who its rows are."""
+
+    ids: pl.DataFrame  # sample_id, row
+    names: NDArray[np.object_]  # sample_id by row
+    vectors_MD: NDArray[np.float16]
+
+    def rows_of(self, sample_ids: Sequence[str] | pl.Series) -> NDArray[np.int64]:
+        """Rows of samples, -1 for those that are not in the index."""
+        wanted = pl.DataFrame({"sample_id": sample_ids}, schema={"sample_id": pl.String})
+        found = wanted.join(self.ids, on="sample_id", how="left", maintain_order="left")
+        return found["row"].fill_null(-1).to_numpy().astype(np.int64)
+
+
+def load_index(artifact: Artifact) -> Index:
+    """Opens an index; vectors stay on disk."""
+    ids = cast("pl.DataFrame", pl.from_arrow(artifact.read("ids"))).with_row_index("row")
+    vectors_MD = np.load(artifact.file(VECTORS), mmap_mode="r")
+    return Index(ids, ids["sample_id"].to_numpy(), vectors_MD)
+
+
+def expand(job: Job[ExpandConfig]) -> None:
+    """Stage ``expand``: the L nearest images of every image, shard by shard."""
+    embeddings, index = job.artifact("embeddings"), job.artifact("index")
+    make = partial(_make_shard_function, job.config, embeddings, index, job.runtime.device)
+    job.map_shards(make, embeddings.shards)
+
+
+def _make_shard_function(
+    config: ExpandConfig, embeddings: Artifact, index_artifact: Artifact, device: str
+) -> ShardFunction:
+    index, where = load_index(index_artifact), pick_device(device).type
+    backend: Backend = "torch" if where == "cuda" else "faiss"
+    return lambda shard: _expand_shard(config, index, embeddings, shard, backend, where)
+
+
+def _expand_shard(
+    config: ExpandConfig, index: Index, embeddings: Artifact, shard: str, backend: Backend, device: str
+) -> Output:
+    ids = embeddings.read("embeddings", shard, ["sample_id"])["sample_id"]
+    queries_QD = shard_vectors(embeddings, shard)
+    rows_QL, similarities_QL = nearest(queries_QD, index.vectors_MD, config.neighbours, backend, device)
+    table = neighbours_table(ids, index.names, rows_QL, similarities_QL)
+    return Output(tables={"neighbours": table}, seen=len(ids), kept=len(ids))
+
+
+def neighbours_table(
+    ids: pa.ChunkedArray,
+    names: NDArray[np.object_],
+    rows_QL: NDArray[np.int64],
+    similarities_QL: NDArray[np.float32],
+) -> pa.Table:
+    """The ``neighbours`` table; places without a neighbour (corpora smaller than L) are left out."""
+    found_QL = rows_QL >= 0
+    offsets = offsets_of(found_QL.sum(axis=1).astype(np.int64)).astype(np.int32)
+    neighbour_ids = pa.array(names[rows_QL[found_QL]], pa.string())
+    similarities = pa.array(similarities_QL[found_QL], pa.float32())
+    columns = {
+        "sample_id": ids,
+        "neighbour_ids": pa.ListArray.from_arrays(offsets, neighbour_ids),
+        "similarities": pa.ListArray.from_arrays(offsets, similarities),
+    }
+    return table_of("neighbours", columns)
+
+
+INDEX = Stage("index", 1, build_index)
+EXPAND = Stage("expand", 1, expand)

@@ -1,0 +1,168 @@
+"""Where image–caption pairs come from: tars that exist, scenes to render, a folder to pack."""
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import fsspec
+
+from curation.scenes import SceneConfig, encode_jpeg, encode_mask_png, render_scene
+from storage.errors import ConfigError, InputError
+from storage.fingerprint import stable_seed
+from storage.tars import Sample, write_tar
+
+Kind = Literal["webdataset", "scenes", "coco"]
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Rendered scenes: the built-in corpus."""
+
+    split: str = "curate"  # splits of one seed share no scene
+    count: int = 3000  # scenes
+    shard_size: int = 500  # scenes per tar
+    captions: Literal["salient", "random"] = "salient"
+    masks: bool = False  # also write <key>.png
+    seed: int = 0
+    scene: SceneConfig = field(default_factory=SceneConfig)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One named part of a corpus."""
+
+    name: str
+    kind: Kind = "webdataset"
+    # webdataset: tars, with {00..99} ranges and * wildcards; coco: one folder
+    urls: tuple[str, ...] = field(default=(), metadata={"identity": False})
+    scenes: Scenes | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name or any(not (c.isalnum() or c in "_-") for c in self.name):
+            raise ConfigError(f"source name '{self.name}' may hold letters, digits, '_' and '-' only")
+        if self.kind == "scenes" and self.scenes is None:
+            object.__setattr__(self, "scenes", Scenes())
+        if self.kind != "scenes" and not self.urls:
+            raise ConfigError(f"source '{self.name}' of kind '{self.kind}' needs urls = [\"…\"]")
+
+
+def expand_urls(urls: tuple[str, ...]) -> list[str]:
+    """The files that brace ranges and wildcards stand for, sorted within each pattern.
+
+    Raises:
+        InputError: for a pattern that matches nothing.
+    """
+    found = []
+    for url in urls:
+        matches = sorted(_match(url))
+        if not matches:
+            raise InputError(
+                f"no file matches '{url}'; check the source's urls (and COCU_DATA, if it names it)"
+            )
+        found += matches
+    return found
+
+
+def _match(url: str) -> list[str]:
+    expanded = [url]
+    while any("{" in item for item in expanded):
+        expanded = [more for item in expanded for more in _expand_first_brace(item)]
+    return [hit for item in expanded for hit in _glob(item)]
+
+
+def _expand_first_brace(url: str) -> list[str]:
+    head, _, rest = url.partition("{")
+    if not rest:
+        return [url]
+    body, _, tail = rest.partition("}")
+    first, dots, last = body.partition("..")
+    if not dots:
+        return [head + item + tail for item in body.split(",")]
+    return [f"{head}{number:0{len(first)}d}{tail}" for number in range(int(first), int(last) + 1)]
+
+
+def _glob(url: str) -> list[str]:
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+        hits = [str(hit) for hit in fs.glob(path)] if "*" in path or "?" in path else [path]
+        return [fs.unstrip_protocol(hit) if "://" in url else hit for hit in hits if fs.exists(hit)]
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"cannot list '{url}' ({error}); check the source's urls") from error
+
+
+def scene_shards(scenes: Scenes) -> dict[str, range]:
+    """Shard stems of a rendered source, with the indices of their scenes."""
+    starts = range(0, scenes.count, scenes.shard_size)
+    return {f"{n:05d}": range(i, min(i + scenes.shard_size, scenes.count)) for n, i in enumerate(starts)}
+
+
+def scene_tar(scenes: Scenes, indices: range) -> bytes:
+    """A WebDataset tar of rendered scenes: image, caption, the true concepts, and the mask if wanted."""
+    seed = stable_seed("scenes", scenes.seed, scenes.split)
+    stream = io.BytesIO()
+    write_tar(stream, (_scene_sample(scenes, seed, index) for index in indices))
+    return stream.getvalue()
+
+
+def _scene_sample(scenes: Scenes, seed: int, index: int) -> Sample:
+    scene = render_scene(scenes.scene, seed, index, scenes.captions)
+    members = {
+        "jpg": encode_jpeg(scene.image_HWC),
+        "txt": scene.caption.encode(),
+        "json": json.dumps({"concepts": list(scene.concepts)}).encode(),
+    }
+    if scenes.masks:
+        members["png"] = encode_mask_png(scene.mask_HW)
+    return Sample(f"{index:06d}", members)
+
+
+def coco_files(folder: str) -> tuple[Path, list[Path]]:
+    """The caption annotations and the images of a folder in COCO's layout.
+
+    Raises:
+        InputError: if it is not such a folder.
+    """
+    root = Path(folder)
+    annotations = sorted((root / "annotations").glob("captions_*.json"))
+    images = sorted(path for path in (root / "images").rglob("*.jpg"))
+    if not annotations or not images:
+        raise InputError(
+            f"'{folder}' needs annotations/captions_*.json and images/**/*.jpg; check the source's urls"
+        )
+    return annotations[0], images
+
+
+def coco_tar(folder: str) -> bytes:
+    """A WebDataset tar of a COCO folder: each image with its first caption."""
+    annotations, images = coco_files(folder)
+    try:
+        captions = _first_captions(json.loads(annotations.read_bytes()))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"'{annotations}' is not a file of captions ({error}); give COCO's annotations"
+        ) from error
+    stream = io.BytesIO()
+    write_tar(stream, _coco_samples(images, captions))
+    return stream.getvalue()
+
+
+def _first_captions(annotations: dict[str, Any]) -> dict[str, str]:
+    """Image stem -> first caption, from COCO's own file or from a plain {id: [captions]} one."""
+    if "annotations" not in annotations:
+        return {key: captions[0] for key, captions in annotations.items() if captions}
+    stems = {image["id"]: Path(image["file_name"]).stem for image in annotations["images"]}
+    first: dict[str, str] = {}
+    for item in sorted(annotations["annotations"], key=lambda item: item["id"]):
+        first.setdefault(stems[item["image_id"]], item["caption"])
+    return first
+
+
+def _coco_samples(images: list[Path], captions: dict[str, str]) -> Iterator[Sample]:
+    for path in images:
+        members = {"jpg": path.read_bytes()}
+        if path.stem in captions:
+            members["txt"] = captions[path.stem].encode()
+        yield Sample(path.stem, members)

@@ -1,0 +1,1 @@
+"""How well a segmenter, or an archive, names what is in a picture."""

@@ -1,0 +1,114 @@
+"""From an artifact to something that labels pictures."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from evaluation.benchmarks import Benchmark
+from evaluation.labelled import LabelledImage
+from evaluation.measure import Measurement, measure
+from evaluation.predict import Segmenter, predict, resize
+from evaluation.protocols import Protocol, prompts
+from storage.artifact import Artifact
+from training.encoder import EncoderLike
+from training.grouping import GroupingConfig, group, oracle_labels, upsample_labels
+from training.groups import image_backbone
+from training.groupvit import GroupViTConfig
+from training.recognition import RegionSegmenter
+from training.regions import RegionEncoder
+from training.segmentation import GroupViTSegmenter, load_groupvit
+from training.train import MODEL
+
+if TYPE_CHECKING:
+    from evaluation.evaluate import EvaluateConfig
+
+Subject = Literal["groupvit", "grouping", "untrained", "oracle"]
+LabelImage = Callable[[LabelledImage, int], Measurement]
+UInt8Array = NDArray[np.uint8]
+
+
+def build_labeller(
+    config: "EvaluateConfig",
+    benchmark: Benchmark,
+    protocol: Protocol,
+    model: Artifact | None,
+    load: Callable[[], EncoderLike],
+) -> LabelImage:
+    """What measures one image: a segmenter under the protocol, or the oracle that names given regions."""
+    if config.subject == "oracle":
+        return _oracle(config.grouping, protocol, load)
+    encoder = load()
+    segmenter = build_segmenter(config, benchmark, protocol, model, encoder)
+    label = partial(predict, segmenter, protocol=protocol, device=encoder.device)
+    return lambda image, labels: measure([image], labels, label)
+
+
+def build_segmenter(
+    config: "EvaluateConfig",
+    benchmark: Benchmark,
+    protocol: Protocol,
+    model: Artifact | None,
+    encoder: EncoderLike,
+) -> Segmenter:
+    """A trained segmenter, or the untrained encoder's region naming."""
+    if config.subject == "groupvit":
+        assert model is not None, "GroupViT has no untrained form"
+        return _groupvit(benchmark, protocol, model, encoder)
+    tower = RegionEncoder(encoder.visual)
+    if model is not None:
+        tower.load_state_dict(load_file(model.file(MODEL)))
+    return _region_segmenter(config, benchmark, protocol, tower, encoder)
+
+
+def _groupvit(benchmark: Benchmark, protocol: Protocol, model: Artifact, encoder: EncoderLike) -> Segmenter:
+    recorded = model.manifest.config["model"]
+    sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recorded.items()}
+    network = load_groupvit(GroupViTConfig(**sizes), load_file(model.file(MODEL))).to(encoder.device)
+    threshold = protocol.background_threshold if benchmark.has_background else None
+    return GroupViTSegmenter(network, encoder, prompts(benchmark.synonyms, protocol), threshold)
+
+
+def _region_segmenter(
+    config: "EvaluateConfig",
+    benchmark: Benchmark,
+    protocol: Protocol,
+    tower: RegionEncoder,
+    encoder: EncoderLike,
+) -> Segmenter:
+    background = benchmark.background_names if benchmark.has_background else ()
+    return RegionSegmenter(
+        tower,
+        encoder,
+        config.grouping,
+        image_backbone(config.grouping, lambda: encoder),
+        class_vectors=[_name_vectors(names, protocol, encoder) for names in benchmark.synonyms],
+        background_vectors=_name_vectors(background, protocol, encoder) if background else None,
+        size=config.size,
+        top_k=config.benchmark.top_k,
+    )
+
+
+def _name_vectors(names: Sequence[str], protocol: Protocol, encoder: EncoderLike) -> NDArray[np.float32]:
+    """A vector per name, each the mean over the protocol's templates."""
+    renames = dict(protocol.renames)
+    return encoder.encode_texts([renames.get(name, name) for name in names], protocol.templates)
+
+
+def _oracle(config: GroupingConfig, protocol: Protocol, load: Callable[[], EncoderLike]) -> LabelImage:
+    """Gives each region its majority class: the ceiling of any naming of these regions."""
+    features: Any = image_backbone(config, load)
+
+    def label(image: LabelledImage, image_HWC: UInt8Array) -> UInt8Array:
+        mask_HW = image.load_mask()
+        resized_HWC = resize(image_HWC, protocol.short_side, protocol.long_side)
+        pixels = torch.from_numpy(resized_HWC).permute(2, 0, 1)[None].float() / 255
+        labels_Nhw = group(features(pixels), [0], config)
+        regions_HW = upsample_labels(labels_Nhw, *mask_HW.shape)[0].numpy()
+        return oracle_labels(regions_HW, mask_HW)
+
+    return lambda image, labels: measure([image], labels, partial(label, image))

@@ -1,0 +1,115 @@
+"""The method, from captioned images to a measured segmenter.
+
+corpus ─► embed ─► index ─► expand ─► archive ─► train ─► evaluate ─► report
+   ├────► vocabulary ─► mentions ───────┤          │
+   └────► groups ─► regions ────────────│──────────┘
+                                        └─► export, recall
+"""
+
+from dataclasses import replace
+
+from curation.archive import ARCHIVE
+from curation.corpus import CORPUS, CorpusConfig, shard_locations
+from curation.embed import EMBED
+from curation.encoder import ENCODER
+from curation.export import EXPORT
+from curation.index import EXPAND, INDEX
+from curation.pretrain import PRETRAIN
+from curation.vocabulary import MENTIONS, VOCABULARY
+from evaluation.evaluate import EVALUATE, EvaluateConfig
+from evaluation.recall import RECALL
+from flows.config import BenchmarkRun, Config
+from flows.plan import Plan
+from flows.report import REPORT
+from storage.artifact import Artifact
+from training.groups import GROUPS, REGIONS
+from training.train import TRAIN
+
+Artifacts = dict[str, Artifact]
+
+
+def declare(do: Plan, c: Config) -> None:
+    """Declares every stage of a run, in order. Of data, only digests are read."""
+    encoder = an_encoder(do, c)
+    corpus = a_corpus(do, c.corpus)
+
+    # Vision-driven expansion: an image may show what the captions of its neighbours name
+    embeddings = do(EMBED, c.embed, corpus=corpus, encoder=encoder)
+    index = do(INDEX, c.index, embeddings=embeddings)
+    neighbours = do(EXPAND, c.expand, embeddings=embeddings, index=index)
+    vocabulary = do(VOCABULARY, c.vocabulary, corpus=corpus, encoder=encoder)
+    mentions = do(MENTIONS, c.mentions, corpus=corpus, vocabulary=vocabulary)
+
+    # Text-to-vision-guided ranking, and the clusters that guide sampling
+    named = {"mentions": mentions, "vocabulary": vocabulary}
+    archive = do(ARCHIVE, c.archive, neighbours=neighbours, index=index, **named)
+    do(EXPORT, c.export, corpus=corpus, archive=archive)
+
+    # Segmenters that learn from captions, and from archives
+    curated = {"corpus": corpus, "archive": archive, **named}
+    models = {**groupvits(do, c, encoder, curated), **groupings(do, c, encoder, curated)}
+
+    # What the archives name, and what the segmenters see
+    recall = do(RECALL, c.recall, **curated) if c.recall else None
+    scores = [score for run in c.evaluate.benchmarks for score in evaluations(do, c, run, encoder, models)]
+    trained = {f"model {name}": model for name, model in models.items()}
+    measured = {f"score {number:02d}": score for number, score in enumerate(scores)}
+    do(REPORT, c.report, recall=recall, **curated, **trained, **measured)
+
+
+def an_encoder(do: Plan, c: Config) -> Artifact:
+    """The configured model, or a tiny one made for the built-in corpus."""
+    if c.encoder:
+        return do(ENCODER, c.encoder)
+    assert c.pretrain is not None, "a config names an encoder or makes one"
+    pairs = a_corpus(do, c.pretrain.corpus, "corpus to pre-train on")
+    return do(PRETRAIN, c.pretrain.fit, corpus=pairs)
+
+
+def a_corpus(do: Plan, config: CorpusConfig, label: str = "corpus") -> Artifact:
+    """Validated pairs, and where their tars lie."""
+    corpus = do(CORPUS, config, label)
+    do.locations[corpus.fingerprint] = shard_locations(config)
+    return corpus
+
+
+def groupvits(do: Plan, c: Config, encoder: Artifact, curated: Artifacts) -> Artifacts:
+    """GroupViT with the multi-label contrast, once per kind of noun."""
+    models: Artifacts = {}
+    for nouns in c.train.nouns if c.train.groupvit else ():
+        assert c.train.groupvit is not None
+        training, name = replace(c.train.groupvit, nouns=nouns), f"groupvit_{nouns}"
+        models[name] = do(TRAIN, training, f"train {name}", encoder=encoder, **training.inputs(curated))
+    return models
+
+
+def groupings(do: Plan, c: Config, encoder: Artifact, curated: Artifacts) -> Artifacts:
+    """Grouping plus recognition, once per kind of noun, on the same regions."""
+    if not c.train.grouping:
+        return {}
+    images = {"corpus": curated["corpus"], "encoder": encoder}
+    seen = {"groups": do(GROUPS, c.groups, **images)}
+    if c.train.grouping.recognition.trains == "head":  # what lies before the head is frozen: computed once
+        seen = {"regions": do(REGIONS, c.regions, **images, **seen)}
+    models: Artifacts = {}
+    for nouns in c.train.nouns:
+        training, name = replace(c.train.grouping, nouns=nouns), f"grouping_{nouns}"
+        models[name] = do(
+            TRAIN, training, f"train {name}", encoder=encoder, **seen, **training.inputs(curated)
+        )
+    return models
+
+
+def evaluations(
+    do: Plan, c: Config, run: BenchmarkRun, encoder: Artifact, models: Artifacts
+) -> list[Artifact]:
+    """Every model on one benchmark; beside them the untrained encoder and the oracle of its regions."""
+    name = run.benchmark.name
+    labelled = a_corpus(do, run.corpus, f"corpus of {name}") if run.corpus else None
+    ceilings = ("grouping_untrained", "grouping_oracle") if c.evaluate.ceilings and c.train.grouping else ()
+    scores = []
+    for model in (*models, *ceilings):
+        config = EvaluateConfig.of(model, run.benchmark, c.groups.grouping, c.regions.size)
+        inputs = {"model": models.get(model), "encoder": encoder, "labelled": labelled}
+        scores.append(do(EVALUATE, config, f"evaluate {model} on {name}", **inputs))
+    return scores

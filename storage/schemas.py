@@ -1,0 +1,145 @@
+"""The columns of every table, in one place. A table is checked against its schema on write and on read."""
+
+from typing import Any
+
+import pyarrow as pa
+
+from storage.errors import StoreError
+
+
+def vector(value_type: pa.DataType, width: int | None) -> pa.DataType:
+    """A column of ``width`` numbers per row (any width when None, for checking)."""
+    return pa.list_(value_type, width if width is not None else -1)
+
+
+CONCEPT_RECORD = pa.struct(
+    [
+        ("concept_id", pa.int32()),
+        ("name", pa.string()),
+        ("score", pa.float32()),
+        ("global_score", pa.float32()),
+        ("local_score", pa.float32()),
+        ("anchor_similarity", pa.float32()),
+        ("cluster", pa.int32()),
+        ("probability", pa.float32()),
+        ("donors", pa.list_(pa.string())),
+    ]
+)
+
+SCHEMAS: dict[str, pa.Schema] = {
+    "samples": pa.schema(
+        [
+            ("sample_id", pa.string()),  # <source>/<shard stem>/<key>
+            ("shard", pa.string()),  # <source>/<shard stem>
+            ("key", pa.string()),
+            ("caption", pa.string()),
+            ("width", pa.int32()),  # pixels, upright
+            ("height", pa.int32()),
+            ("bytes", pa.int64()),  # of the image as stored
+            ("sha256", pa.string()),  # of the image as stored
+        ]
+    ),
+    "quarantine": pa.schema(
+        [
+            ("sample_id", pa.string()),
+            ("shard", pa.string()),
+            ("key", pa.string()),
+            ("stage", pa.string()),
+            ("reason", pa.string()),
+            ("detail", pa.string()),
+        ]
+    ),
+    "truth": pa.schema([("sample_id", pa.string()), ("classes", pa.list_(pa.string()))]),
+    "embeddings": pa.schema(
+        [("sample_id", pa.string()), ("vector", vector(pa.float16(), None))]  # unit length
+    ),
+    "concepts": pa.schema(
+        [
+            ("concept_id", pa.int32()),
+            ("name", pa.string()),
+            ("source", pa.string()),  # gallery or nouns
+            ("frequency", pa.int64()),  # captions of the corpus that name it
+            ("vector", vector(pa.float32(), None)),  # unit length
+        ]
+    ),
+    "mentions": pa.schema([("sample_id", pa.string()), ("concept_ids", pa.list_(pa.int32()))]),
+    "ids": pa.schema([("sample_id", pa.string())]),
+    "neighbours": pa.schema(
+        [
+            ("sample_id", pa.string()),
+            ("neighbour_ids", pa.list_(pa.string())),  # best first
+            ("similarities", pa.list_(pa.float32())),
+        ]
+    ),
+    "archives": pa.schema(
+        [("sample_id", pa.string()), ("concepts", pa.list_(CONCEPT_RECORD))]  # best first
+    ),
+    "regions": pa.schema(  # a row per region, those of an image together
+        [("sample_id", pa.string()), ("vector", vector(pa.float16(), None))]  # before the projection
+    ),
+    "confusion": pa.schema(  # sparse: only pairs of labels that occur
+        [("image_id", pa.string()), ("truth", pa.int32()), ("predicted", pa.int32()), ("pixels", pa.int64())]
+    ),
+    "metrics": pa.schema(
+        [
+            ("benchmark", pa.string()),
+            ("protocol", pa.string()),
+            ("model", pa.string()),
+            ("class_index", pa.int32()),
+            ("class_name", pa.string()),
+            ("iou", pa.float64()),  # null where the class occurs neither in truth nor in prediction
+            ("present", pa.bool_()),  # in the truth
+        ]
+    ),
+    "losses": pa.schema(
+        [
+            ("step", pa.int64()),
+            ("epoch", pa.float64()),
+            ("loss", pa.float64()),
+            ("rate", pa.float64()),
+        ]
+    ),
+}
+
+
+def conform(table: pa.Table, name: str, where: str = "") -> pa.Table:
+    """Returns the table if its columns are those of schema ``name`` (vector widths are free).
+
+    Raises:
+        StoreError: naming the first column that differs.
+    """
+    expected = SCHEMAS[name]
+    if table.column_names != expected.names:
+        raise StoreError(
+            f"{where or name}: columns {table.column_names} where the table '{name}' has {expected.names}"
+        )
+    for field in expected:
+        found = table.schema.field(field.name).type
+        if not _matches(found, field.type):
+            raise StoreError(
+                f"{where or name}: column '{field.name}' is {found}, the table '{name}' has {field.type}"
+            )
+    return table
+
+
+def _matches(found: pa.DataType, expected: pa.DataType) -> bool:
+    if pa.types.is_list(expected) and pa.types.is_fixed_size_list(found):
+        return bool(found.value_type == expected.value_type and pa.types.is_floating(found.value_type))
+    return bool(found == expected)
+
+
+def table_of(name: str, columns: dict[str, Any]) -> pa.Table:
+    """A table of schema ``name`` from columns given as arrays or lists."""
+    schema = SCHEMAS[name]
+    arrays = [_column(columns[field.name], field.type) for field in schema]
+    return conform(pa.table(arrays, names=schema.names), name)
+
+
+def _column(values: Any, kind: pa.DataType) -> pa.Array:
+    return values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values, kind)
+
+
+def vector_column(vectors_ND: Any, kind: pa.DataType) -> pa.Array:
+    """A [N, D] numpy array as a plain Arrow FixedSizeList column."""
+    flat = pa.array(vectors_ND.reshape(-1), kind)
+    return pa.FixedSizeListArray.from_arrays(flat, vectors_ND.shape[1])

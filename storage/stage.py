@@ -1,0 +1,219 @@
+"""A stage is a name, a version and a plain function; ``materialize`` runs it once per identity."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from typing import Generic, TypeVar
+
+import pyarrow as pa
+
+from storage.artifact import MANIFEST, Artifact, Store
+from storage.errors import StoreError
+from storage.files import Folder, Writer
+from storage.fingerprint import canonical, fingerprint
+from storage.manifest import (
+    Counts,
+    Manifest,
+    Part,
+    ShardRecord,
+    merge_records,
+    provenance,
+    record_from_json,
+    to_json,
+)  # fmt: skip
+from storage.parquet import read_table, table_bytes
+from storage.runtime import Runtime, ShardTask
+from storage.schemas import table_of
+
+C = TypeVar("C")
+PROGRESS = "_progress"  # shard records of a run that has not committed yet
+WHOLE = "all"  # the shard of a stage that is not done shard by shard
+
+
+@dataclass
+class Output:
+    """What a stage function returns for one shard."""
+
+    tables: dict[str, pa.Table] = field(default_factory=dict)
+    files: dict[str, tuple[bytes | Writer, int]] = field(
+        default_factory=dict
+    )  # name -> content, samples in it
+    quarantine: list[dict[str, str]] = field(default_factory=list)
+    seen: int = 0
+    kept: int = 0
+    facts: dict[str, float] = field(default_factory=dict)
+
+
+ShardFunction = Callable[[str], Output]
+
+
+@dataclass(frozen=True)
+class Job(Generic[C]):
+    """What a stage function is given."""
+
+    config: C
+    inputs: Mapping[str, Artifact | str]
+    runtime: Runtime
+    folder: Folder
+    stage: str
+
+    def artifact(self, name: str) -> Artifact:
+        """An input by name."""
+        found = self.inputs[name]
+        assert isinstance(found, Artifact), f"input '{name}' of {self.stage} is a digest, not an artifact"
+        return found
+
+    def optional(self, name: str) -> Artifact | None:
+        """An input that need not be there."""
+        return self.artifact(name) if name in self.inputs else None
+
+    def map_shards(self, make: Callable[[], ShardFunction], shards: Sequence[str]) -> None:
+        """Runs a shard function over the shards that no earlier run has finished.
+
+        ``make`` is called once per worker and must be picklable (a ``functools.partial`` of a module's
+        function): it loads what the function needs.
+        """
+        todo = [shard for shard in shards if _finished(self.folder, shard) is None]
+        with self.runtime.progress(self.stage, len(shards)) as bar:
+            bar.advance(len(shards) - len(todo), note="resumed" if len(todo) < len(shards) else "")
+            if todo:
+                for record in self.runtime.engine(partial(_shard_task, make, self.folder, self.stage), todo):
+                    bar.advance(note=f"{record.shard}  {record.counts.kept} kept")
+
+    def write(self, output: Output, shard: str = WHOLE) -> None:
+        """Commits the output of a stage that works on everything at once."""
+        _commit_shard(self.folder, self.stage, shard, output, time.perf_counter())
+
+
+@dataclass(frozen=True)
+class Stage(Generic[C]):
+    """One step of the method. Raise ``version`` when the same input and config give other bytes."""
+
+    name: str
+    version: int
+    run: Callable[[Job[C]], None]
+    outside: Callable[[C, Folder], Mapping[str, str]] = lambda config, store: {}  # noqa: ARG005
+    """Digests of what the stage reads from outside the store (they may be cached in it)."""
+
+    def artifact(self, store: Store, config: C, inputs: Mapping[str, Artifact | str]) -> Artifact:
+        """The handle of this stage's result for a config and all its inputs, computed or not."""
+        return store.artifact(self.name, fingerprint(self.name, self.version, config, _identities(inputs)))
+
+
+def _identities(inputs: Mapping[str, Artifact | str]) -> dict[str, str]:
+    return {name: item.fingerprint if isinstance(item, Artifact) else item for name, item in inputs.items()}
+
+
+def materialize(
+    stage: Stage[C], config: C, inputs: Mapping[str, Artifact | str], store: Store, runtime: Runtime
+) -> Artifact:
+    """Returns the committed artifact if there is one, else runs the stage (or the rest of it) and commits.
+
+    Raises:
+        StoreError: when the store cannot be written.
+    """
+    artifact = stage.artifact(store, config, inputs)
+    if artifact.committed:
+        return artifact
+    started = time.perf_counter()
+    stage.run(Job(config, inputs, runtime, artifact.folder, stage.name))
+    manifest = _assemble(stage, config, inputs, artifact, time.perf_counter() - started)
+    artifact.folder.write(MANIFEST, to_json(manifest))
+    artifact.folder.remove(PROGRESS)
+    return artifact
+
+
+def _assemble(
+    stage: Stage[C],
+    config: C,
+    inputs: Mapping[str, Artifact | str],
+    artifact: Artifact,
+    seconds: float,
+) -> Manifest:
+    records = _records(artifact.folder)
+    if not records:
+        raise StoreError(f"stage '{stage.name}' had nothing to work on: its inputs hold no shards")
+    parts, counts, facts = merge_records(records)
+    return Manifest(
+        stage=stage.name,
+        version=stage.version,
+        fingerprint=artifact.fingerprint,
+        config=canonical(config),
+        inputs=_identities(inputs),
+        parts=parts,
+        counts=counts,
+        facts=facts,
+        created=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        seconds=round(seconds, 3),
+        shard_seconds={record.shard: record.seconds for record in records},
+        provenance=provenance(),
+    )
+
+
+def _shard_task(make: Callable[[], ShardFunction], folder: Folder, stage: str) -> ShardTask:
+    function = make()
+
+    def task(shard: str) -> ShardRecord:
+        started = time.perf_counter()
+        return _commit_shard(folder, stage, shard, function(shard), started)
+
+    return task
+
+
+def _commit_shard(folder: Folder, stage: str, shard: str, output: Output, started: float) -> ShardRecord:
+    parts = [_write_table(folder, shard, name, table) for name, table in output.tables.items()]
+    parts += [_write_file(folder, shard, name, *content) for name, content in output.files.items()]
+    if output.quarantine:
+        parts.append(_write_table(folder, shard, "quarantine", _quarantine_table(output, stage, shard)))
+    record = ShardRecord(shard, tuple(parts), _counts(output), output.facts, time.perf_counter() - started)
+    folder.write(f"{PROGRESS}/{file_stem(shard)}.json", to_json(record))
+    return record
+
+
+def _write_table(folder: Folder, shard: str, name: str, table: pa.Table) -> Part:
+    file = f"{file_stem(shard)}.{name}.parquet"
+    size, checksum = folder.write(file, table_bytes(table, name))
+    return Part(file, name, shard, table.num_rows, size, checksum)
+
+
+def _write_file(folder: Folder, shard: str, name: str, content: bytes | Writer, rows: int) -> Part:
+    size, checksum = folder.write(name, content)
+    return Part(name, None, shard, rows, size, checksum)
+
+
+def _quarantine_table(output: Output, stage: str, shard: str) -> pa.Table:
+    rows = [{**row, "stage": stage, "shard": shard} for row in output.quarantine]
+    names = ("sample_id", "shard", "key", "stage", "reason", "detail")
+    return table_of("quarantine", {name: [row[name] for row in rows] for name in names})
+
+
+def _counts(output: Output) -> Counts:
+    reasons = [row["reason"] for row in output.quarantine]
+    rejected = {reason: reasons.count(reason) for reason in sorted(set(reasons))}
+    return Counts(output.seen, output.kept, rejected)
+
+
+def file_stem(shard: str) -> str:
+    """How part files of a shard begin: ``source/00000`` writes ``source.00000.<table>.parquet``."""
+    return shard.replace("/", ".")
+
+
+def _records(folder: Folder) -> list[ShardRecord]:
+    names = [name for name in folder.list(PROGRESS) if name.endswith(".json") and not name.startswith(".")]
+    found = [record_from_json(folder.read(f"{PROGRESS}/{name}")) for name in names]
+    return sorted((record for record in found if record), key=lambda record: record.shard)
+
+
+def read_tables(folder: Folder, table: str) -> pa.Table:
+    """All rows of a table that a running stage has written so far, in shard order."""
+    parts = [part for record in _records(folder) for part in record.parts if part.table == table]
+    return pa.concat_tables([read_table(folder, part.name) for part in parts])
+
+
+def _finished(folder: Folder, shard: str) -> ShardRecord | None:
+    try:
+        return record_from_json(folder.read(f"{PROGRESS}/{file_stem(shard)}.json"))
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,294 @@
+import dataclasses
+import io
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+from sklearn.cluster import KMeans
+from torch import Tensor
+
+from curation.openclip import open_clip
+from training.features import backbone, lab_position, rgb_to_lab, timm_features, tower_features, with_position
+from training.grouping import (
+    GroupingConfig,
+    coverage,
+    decode_label_png,
+    encode_label_png,
+    group,
+    masks,
+    merge_small,
+    oracle_labels,
+    refine_labels,
+    upsample_labels,
+    upsample_scores,
+)
+from training.kmeans import kmeans
+
+CONFIG = GroupingConfig(backbone="lab", regions=4, min_area=0.0)
+CONV = open_clip.timm_model.TimmModel
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def stream(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def same_partition(one: Tensor, other: Tensor) -> bool:
+    pairs = torch.stack([one.flatten(), other.flatten()], 1).unique(dim=0)
+    return len(pairs) == len(one.unique()) == len(other.unique())
+
+
+def planted(count: int = 5, size: int = 12) -> tuple[Tensor, Tensor]:
+    """Four quarters of unlike features, with noise."""
+    quarters = torch.arange(2).repeat_interleave(size // 2)
+    labels = quarters[:, None] * 2 + quarters
+    centres = 3 * torch.randn(count, 6, 4, generator=stream(1))
+    noise = 0.1 * torch.randn(count, 6, size, size, generator=stream(2))
+    return centres[:, :, labels] + noise, labels
+
+
+@pytest.mark.parametrize("method", ["kmeans", "agglomerative", "spectral"])
+def test_grouping_of_a_planted_partition_recovers_it(method: str) -> None:
+    features, labels = planted()
+    got = group(features, range(5), dataclasses.replace(CONFIG, method=method))
+    assert got.shape == (5, 12, 12)
+    assert all(same_partition(one, labels) for one in got)
+
+
+def test_grouping_of_an_image_in_any_batch_is_the_same() -> None:
+    features, seeds = torch.randn(7, 40, 14, 14, generator=stream()), list(range(7))
+    together = group(features, seeds, CONFIG)
+    alone = [group(features[n : n + 1], seeds[n : n + 1], CONFIG)[0] for n in range(7)]
+    backwards = group(features.flip(0), seeds[::-1], CONFIG).flip(0)
+    assert torch.equal(together, torch.stack(alone))
+    assert torch.equal(together, backwards)
+
+
+def test_grouping_with_the_same_seed_repeats_and_with_another_may_differ() -> None:
+    features = torch.randn(1, 8, 14, 14, generator=stream())
+    config = dataclasses.replace(CONFIG, starts=1, iterations=1)
+    assert torch.equal(group(features, [5], config), group(features, [5], config))
+    assert not torch.equal(group(features, [5], config), group(features, [6], config))
+
+
+def test_grouping_of_a_flat_image_is_one_region() -> None:
+    assert group(torch.ones(1, 3, 8, 8), [0], CONFIG).unique().tolist() == [0]
+
+
+def test_grouping_into_more_regions_than_pixels_gives_each_its_own() -> None:
+    features = torch.randn(1, 3, 2, 2, generator=stream())
+    got = group(features, [0], dataclasses.replace(CONFIG, regions=8))
+    assert sorted(got.flatten().tolist()) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"backbone": "dino"}, "lab, clip or timm:"),
+        ({"method": "dbscan"}, "kmeans, agglomerative or spectral"),
+        ({"regions": 256}, "1 to 255"),
+        ({"min_area": 1.5}, "fraction"),
+    ],
+)
+def test_grouping_config_with_a_wrong_value_is_refused(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GroupingConfig(**wrong)
+
+
+def test_kmeans_inertia_on_random_data_is_no_worse_than_scikit_learns_on_average() -> None:
+    points = rng().normal(size=(25, 150, 5)).astype(np.float32)
+    ours = [kmeans(torch.from_numpy(p), 8, n, 100, 3)[1] for n, p in enumerate(points)]
+    theirs = [KMeans(8, n_init=3, max_iter=100, random_state=n).fit(p).inertia_ for n, p in enumerate(points)]
+    assert np.mean(ours) <= 1.005 * np.mean(theirs)
+
+
+def test_kmeans_labels_are_the_nearest_means_and_inertia_their_squared_distances() -> None:
+    points = 100 + torch.randn(200, 4, generator=stream())
+    labels, inertia = kmeans(points, 5, 0, 300, 2)
+    centres = torch.stack([points[labels == k].mean(0) for k in range(5)])
+    squares = (points[:, None] - centres).square().sum(2)
+    assert torch.equal(squares.argmin(1), labels)
+    assert inertia == pytest.approx(float(squares.min(1).values.sum()), rel=1e-4)
+
+
+def test_kmeans_with_more_starts_of_one_stream_is_no_worse() -> None:
+    points = torch.randn(200, 3, generator=stream())
+    few, many = (np.mean([kmeans(points, 8, n, 100, s)[1] for n in range(10)]) for s in (1, 10))
+    assert many < few
+
+
+def merge_by_brute_force(labels: NDArray[np.int64], features: NDArray, least: float) -> NDArray[np.int64]:
+    """Starts over with all components after every merge; components keep an identity of their own."""
+    parts, label_of, count = np.zeros(labels.shape, int), {}, 0
+    for label in np.unique(labels):
+        found, number = ndimage.label(labels == label)
+        for part in range(1, number + 1):
+            count += 1
+            parts[found == part] = count
+            label_of[count] = label
+    first = {part: np.flatnonzero(parts == part)[0] for part in label_of}
+    while True:
+        sizes = {part: int((parts == part).sum()) for part in np.unique(parts)}
+        small = [(size, first[part], part) for part, size in sizes.items() if size < least]
+        if not small or len(sizes) == 1:
+            return np.unique(np.vectorize(label_of.get)(parts), return_inverse=True)[1].reshape(labels.shape)
+        part = min(small)[2]
+        ring = ndimage.binary_dilation(parts == part) & (parts != part)
+        mean = {p: features[:, parts == p].mean(1) for p in {part, *np.unique(parts[ring])}}
+        others = sorted(set(mean) - {part}, key=lambda p: first[p])
+        parts[parts == part] = min(others, key=lambda p: np.square(mean[p] - mean[part]).sum())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    arrays(np.int64, st.tuples(st.integers(1, 7), st.integers(1, 7)), elements=st.integers(0, 3)),
+    st.sampled_from([0.0, 0.05, 0.1, 0.3, 0.9]),
+    st.integers(0, 99),
+)
+def test_merging_of_small_components_is_that_of_a_brute_force(
+    labels: NDArray[np.int64], min_area: float, seed: int
+) -> None:
+    features = rng(seed).normal(size=(3, *labels.shape)).astype(np.float32)
+    expected = merge_by_brute_force(labels, features.astype(np.float64), min_area * labels.size)
+    assert np.array_equal(merge_small(labels, features, min_area), expected)
+
+
+def test_merging_leaves_distant_large_components_of_one_label_together() -> None:
+    labels = np.array([[5, 5, 9, 5, 5]] * 3)
+    features = np.zeros((1, 3, 5), np.float32)
+    assert merge_small(labels, features, 0.1).tolist() == [[0, 0, 1, 0, 0]] * 3
+
+
+def test_upsampled_labels_of_a_vertical_border_keep_it_in_place() -> None:
+    labels = torch.tensor([[[0, 0, 1, 1], [0, 0, 1, 1]]])
+    expected = torch.arange(2).repeat_interleave(10).expand(1, 9, 20)
+    assert torch.equal(upsample_labels(labels, 9, 20), expected)
+
+
+def test_upsampled_labels_at_the_same_size_are_the_labels() -> None:
+    labels = torch.randint(6, (3, 9, 7), generator=stream())
+    assert torch.equal(upsample_labels(labels, 9, 7), labels)
+
+
+def test_upsampled_scores_move_the_border_towards_the_weaker_side() -> None:
+    scores = torch.tensor([[[[4.0, 0.0]], [[0.0, 1.0]]]])
+    got = upsample_scores(scores, 1, 100)[0, 0]
+    border = 25 + 0.8 * 50  # between cell centres at 25 and 75 px, 4 (1 - x) = x at x = 0.8
+    assert torch.equal(got, (torch.arange(100) + 0.5 > border).long())
+
+
+def test_refined_labels_are_those_of_the_mean_nearest_to_interpolated_features() -> None:
+    features = torch.randn(2, 5, 6, 6, generator=stream())
+    labels = group(features, [0, 1], CONFIG)
+    labels[1] = labels[1].clamp_max(2)  # the second image lacks a region
+    finer = torch.nn.functional.interpolate(features, (15, 20), mode="bilinear")
+    for got, label, feature, fine in zip(
+        refine_labels(labels, features, 15, 20), labels, features, finer, strict=True
+    ):
+        means = torch.stack([feature[:, label == k].mean(1) for k in label.unique()])
+        expected = torch.cdist(fine.flatten(1).T, means).argmin(1)
+        assert torch.equal(got.flatten(), expected)
+
+
+def test_coverage_is_the_part_of_each_cell_and_keeps_the_area() -> None:
+    labels = torch.randint(5, (2, 12, 18), generator=stream())
+    cells = coverage(masks(labels, 5), 4, 6)
+    expected = masks(labels, 5).float().unflatten(2, (4, 3)).unflatten(4, (6, 3)).mean((3, 5))
+    torch.testing.assert_close(cells, expected)
+    torch.testing.assert_close(cells.sum(1), torch.ones(2, 4, 6))
+    assert coverage(masks(labels, 0), 4, 6).shape == (2, 0, 4, 6)
+
+
+def test_masks_of_labels_beyond_the_count_are_left_out() -> None:
+    assert masks(torch.tensor([[[0, 2, 255]]]), 2).tolist() == [[[[True, False, False]], [[False] * 3]]]
+
+
+def test_oracle_gives_each_region_its_majority_among_the_known() -> None:
+    regions = np.array([[0, 0, 0, 1], [2, 2, 3, 3]])
+    truth = np.array([[7, 7, 1, 255], [255, 4, 9, 2]], np.uint8)
+    assert oracle_labels(regions, truth).tolist() == [[7, 7, 7, 255], [4, 4, 2, 2]]
+
+
+@settings(max_examples=30, deadline=None)
+@given(arrays(np.uint8, st.tuples(st.integers(1, 20), st.integers(1, 20))))
+def test_label_png_round_trip_gives_the_labels_and_the_same_bytes(labels: NDArray[np.uint8]) -> None:
+    content = encode_label_png(labels)
+    assert np.array_equal(decode_label_png(content), labels)
+    assert encode_label_png(labels.astype(np.int64)) == content
+
+
+def test_label_png_of_wrong_content_is_refused() -> None:
+    with pytest.raises(ValueError, match="fewer regions"):
+        encode_label_png(np.array([[256]]))
+    file = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(file, "PNG")
+    with pytest.raises(ValueError, match="mode RGB"):
+        decode_label_png(file.getvalue())
+
+
+def test_lab_of_random_colours_is_opencvs() -> None:
+    rgb = rng().random((9, 9, 3), np.float32)
+    expected = cv2.cvtColor(rgb, cv2.COLOR_RGB2Lab)
+    got = rgb_to_lab(torch.from_numpy(rgb).permute(2, 0, 1)[None])[0].permute(1, 2, 0)
+    assert np.abs(got.numpy() - expected).max() < 0.5  # OpenCV interpolates a table
+
+
+def test_position_in_lab_features_spans_its_weight() -> None:
+    features = lab_position(4, 2.0)(torch.zeros(1, 8, 8, 3, dtype=torch.uint8))
+    assert features.shape == (1, 5, 4, 4)
+    assert features[0, 3, :, 0].tolist() == [0.25, 0.75, 1.25, 1.75]
+    assert torch.equal(features[0, 3], features[0, 4].T)
+    assert with_position(features, 0.0) is features
+
+
+Maker = Callable[[], Callable[[Tensor], Tensor]]
+
+
+def tower_backbone() -> Callable[[Tensor], Tensor]:
+    return tower_features(CONV("cocu_tiny_conv", 8, image_size=64), (0.5,) * 3, (0.5,) * 3, 32)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: lab_position(16, 0.0), (3, 16, 16)),
+        (tower_backbone, (64, 8, 8)),
+        (lambda: timm_features("vit_tiny_patch16_224", 64, pretrained=False), (192, 4, 4)),
+        (lambda: timm_features("resnet18", 64, pretrained=False), (512, 2, 2)),
+    ],
+)
+def test_backbone_of_either_image_layout_gives_the_same_finite_map(
+    make: Maker, shape: tuple[int, ...]
+) -> None:
+    features = make()
+    bytes_NHWC = torch.randint(256, (2, 40, 50, 3), generator=stream(), dtype=torch.uint8)
+    got = features(bytes_NHWC)
+    assert got.shape == (2, *shape)
+    assert got.isfinite().all()
+    torch.testing.assert_close(features(bytes_NHWC.permute(0, 3, 1, 2) / 255), got)
+    if shape[0] > 3:
+        torch.testing.assert_close(got.norm(dim=1), torch.ones(2, *shape[1:]))
+
+
+def test_backbone_of_a_config_is_the_named_one() -> None:
+    image = torch.rand(1, 3, 8, 8)
+    lab = GroupingConfig(backbone="lab", size=8, position_weight=0.5)
+    assert torch.equal(backbone(lab)(image), lab_position(8, 0.5)(image))
+    clip = GroupingConfig(backbone="clip")
+    own = tower_backbone()
+    assert backbone(clip, own) is own
+    with pytest.raises(ValueError, match="tower_features"):
+        backbone(clip)
+    with pytest.raises(ValueError, match="uint8"):
+        lab_position(8, 0.0)(torch.zeros(1, 8, 8, 3))

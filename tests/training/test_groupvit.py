@@ -1,0 +1,403 @@
+"""GroupViT against `transformers`, on random weights, and by hand where that has no code."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from training.assignment import hard_assignment
+from training.groupvit import GroupedImage, GroupViT, GroupViTConfig, group_masks
+from training.groupvit_inference import group_logits, pixel_logits
+from training.groupvit_weights import (
+    config_from_transformers,
+    from_transformers,
+    load_pretrained,
+    to_transformers,
+    transformers_name,
+)
+from training.losses import caption_contrast
+
+TINY = GroupViTConfig(
+    image_size=32,
+    patch_size=8,
+    width=24,
+    heads=3,
+    depths=(2, 1, 1),
+    groups=(6, 4, 0),
+    text_width=16,
+    text_layers=2,
+    text_heads=2,
+    context_length=10,
+    vocab_size=50,
+    projection_dim=12,
+    projection_hidden=20,
+)
+CLOSE = {"atol": 1e-5, "rtol": 1e-4}
+
+
+def images(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def texts(seed: int = 0) -> Tensor:
+    """Three texts of different lengths; 49 ends a text and 0 pads it."""
+    tokens = torch.randint(1, 49, (3, 10), generator=torch.Generator().manual_seed(seed))
+    for row, end in enumerate((9, 5, 2)):
+        tokens[row, end], tokens[row, end + 1 :] = 49, 0
+    return tokens
+
+
+def with_every_weight_random(model: nn.Module) -> nn.Module:
+    """Default zeros and ones would hide a bias, position or norm that is read in the wrong place."""
+    generator = torch.Generator().manual_seed(7)
+    for name, weight in model.state_dict().items():
+        if name.endswith("running_var"):
+            weight.uniform_(0.5, 2.0, generator=generator)
+        elif weight.is_floating_point() and weight.ndim > 0:
+            weight.normal_(std=0.2, generator=generator)
+    return model.eval()
+
+
+def transformers_groupvit() -> ModuleType:
+    """The oracle's module. It needs no torchvision, and some builds of that fail when imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "torchvision", None)
+        from transformers.models.groupvit import modeling_groupvit
+    return modeling_groupvit
+
+
+def transformers_config(module: ModuleType) -> Any:
+    vision = module.GroupViTVisionConfig(
+        hidden_size=24,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        depths=[2, 1, 1],
+        num_group_tokens=[6, 4, 0],
+        num_output_groups=[6, 4, 4],
+        num_attention_heads=3,
+        image_size=32,
+        patch_size=8,
+    )
+    text = module.GroupViTTextConfig(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=10,
+        eos_token_id=49,
+        bos_token_id=48,
+    )
+    return module.GroupViTConfig(
+        text_config=text.to_dict(),
+        vision_config=vision.to_dict(),
+        projection_dim=12,
+        projection_intermediate_dim=20,
+    )
+
+
+@pytest.fixture(scope="module")
+def theirs() -> Any:
+    module = transformers_groupvit()
+    return with_every_weight_random(module.GroupViTModel(transformers_config(module)))
+
+
+@pytest.fixture(scope="module")
+def ours(theirs: Any) -> GroupViT:
+    model = GroupViT(TINY)
+    model.load_state_dict(from_transformers(theirs.state_dict(), model.state_dict()))
+    return model.eval()
+
+
+@pytest.fixture
+def fresh() -> GroupViT:
+    torch.manual_seed(0)
+    return GroupViT(TINY)
+
+
+@torch.no_grad()
+def their_grouping(theirs: Any, image: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """Pooled and group vectors in the space of texts, and soft maps, at any image size."""
+    vision = theirs.vision_model
+    x = vision.embeddings(image, interpolate_pos_encoding=True)
+    encoded = vision.encoder(x, output_attentions=True, return_dict=True)
+    tokens = vision.layernorm(encoded.last_hidden_state)
+    groups = theirs.visual_projection(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
+    return theirs.visual_projection(tokens.mean(dim=1)), groups, encoded.attentions
+
+
+@pytest.mark.parametrize("size", [(32, 32), (48, 48), (24, 56)])
+def test_image_any_size_equals_transformers(ours: GroupViT, theirs: Any, size: tuple[int, int]) -> None:
+    image = images(2, 3, *size)
+    pooled, groups, maps = their_grouping(theirs, image)
+    with torch.no_grad():
+        grouped = ours.encode_image(image)
+    torch.testing.assert_close(grouped.pooled_ND, pooled, **CLOSE)
+    torch.testing.assert_close(grouped.groups_NGD, groups, **CLOSE)
+    torch.testing.assert_close(grouped.assignments[0].flatten(2), maps[0], **CLOSE)
+    torch.testing.assert_close(grouped.assignments[1], maps[1], **CLOSE)
+
+
+def test_text_of_several_lengths_equals_transformers(ours: GroupViT, theirs: Any) -> None:
+    tokens = texts()
+    with torch.no_grad():
+        expected = theirs.get_text_features(input_ids=tokens).pooler_output
+        torch.testing.assert_close(ours.encode_text(tokens), expected, **CLOSE)
+
+
+def test_forward_and_masks_equal_transformers_logits_and_segmentation(ours: GroupViT, theirs: Any) -> None:
+    image, tokens = images(2, 3, 32, 32), texts()
+    with torch.no_grad():
+        expected = theirs(input_ids=tokens, pixel_values=image, output_segmentation=True)
+        image_ND, text_MD, scale = ours(image, tokens)
+        grouped = ours.encode_image(image)
+    torch.testing.assert_close(scale * image_ND @ text_MD.T, expected.logits_per_image, **CLOSE)
+    unit_NGD = nn.functional.normalize(grouped.groups_NGD, dim=-1)
+    masks_NGHW = group_masks(grouped.assignments, 32, 32)
+    # their segmentation logits are multiplied by the scale twice
+    logits = scale**2 * torch.einsum("ngd,cd,nghw->nchw", unit_NGD, text_MD, masks_NGHW)
+    torch.testing.assert_close(logits, expected.segmentation_logits, atol=1e-4, rtol=1e-4)
+
+
+def test_paper_defaults_have_the_names_and_shapes_of_transformers() -> None:
+    module = transformers_groupvit()
+    with torch.device("meta"):
+        theirs = module.GroupViTModel(module.GroupViTConfig()).state_dict()
+        ours = to_transformers(GroupViT(GroupViTConfig()).state_dict())
+    assert {name: w.shape for name, w in ours.items()} == {n: w.shape for n, w in theirs.items()}
+
+
+def test_weights_to_transformers_and_back_are_the_same(fresh: GroupViT) -> None:
+    state = fresh.state_dict()
+    back = from_transformers(to_transformers(state), state)
+    assert back.keys() == state.keys()
+    assert all(back[name] is state[name] for name in state)
+
+
+def test_weights_of_other_depth_raise_with_names(fresh: GroupViT) -> None:
+    state = to_transformers(fresh.state_dict())
+    state["text_model.encoder.layers.2.mlp.fc1.bias"] = torch.zeros(1)
+    del state["logit_scale"]
+    with pytest.raises(ValueError, match=r"missing weights \['logit_scale'\].*layers\.2"):
+        from_transformers(state, fresh.state_dict())
+
+
+def test_pretrained_folder_from_transformers_gives_its_model(
+    theirs: Any, ours: GroupViT, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(theirs.config.to_dict()))
+    legacy = {"text_model.embeddings.position_ids": torch.arange(10)[None]}
+    save_file(theirs.state_dict() | legacy, tmp_path / "model.safetensors")
+    model = load_pretrained(tmp_path)
+    assert model.config == TINY
+    state = ours.state_dict()
+    assert all(torch.equal(weight, state[name]) for name, weight in model.state_dict().items())
+
+
+def test_config_without_the_papers_architecture_raises() -> None:
+    with pytest.raises(ValueError, match=r"vision_config.assign_eps is 0.5; only 1.0"):
+        config_from_transformers({"vision_config": {"assign_eps": 0.5}})
+    assert config_from_transformers({}) == GroupViTConfig()
+
+
+def test_names_are_all_different(fresh: GroupViT) -> None:
+    names = [transformers_name(name) for name in fresh.state_dict()]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("noisy", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hard_assignment_is_exactly_one_hot(noisy: bool, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    assigned = hard_assignment(images(2, 5, 40).to(dtype), noisy=noisy)
+    assert assigned.dtype == dtype
+    assert set(assigned.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(assigned.sum(dim=1), torch.ones(2, 40, dtype=dtype))
+
+
+def test_hard_assignment_without_noise_is_the_arg_max() -> None:
+    logits = images(2, 5, 40)
+    assert torch.equal(hard_assignment(logits, noisy=False).argmax(1), logits.argmax(1))
+
+
+def test_hard_assignment_with_noise_draws_from_the_softmax() -> None:
+    torch.manual_seed(0)
+    logits = torch.tensor([2.0, 0.0, -1.0, 1.0])
+    drawn = hard_assignment(logits[None, :, None].expand(1, 4, 40_000), noisy=True)
+    torch.testing.assert_close(drawn.mean(dim=(0, 2)), logits.softmax(0), atol=0.01, rtol=0)
+
+
+def test_hard_assignment_gradient_is_that_of_the_softmax() -> None:
+    logits = images(1, 5, 7).requires_grad_()
+    upstream = images(1, 5, 7, seed=1)
+    (hard,) = torch.autograd.grad((hard_assignment(logits, noisy=False) * upstream).sum(), logits)
+    (soft,) = torch.autograd.grad((logits.softmax(1) * upstream).sum(), logits)
+    torch.testing.assert_close(hard, soft)
+
+
+def test_training_restored_random_state_repeats_to_the_bit(fresh: GroupViT) -> None:
+    fresh.train()
+    image, state = images(4, 3, 32, 32), torch.get_rng_state()
+    first, other = fresh.encode_image(image), fresh.encode_image(image)
+    torch.set_rng_state(state)
+    again = fresh.encode_image(image)
+    assert torch.equal(first.pooled_ND, again.pooled_ND)
+    assert not torch.equal(first.pooled_ND, other.pooled_ND)
+
+
+def test_training_loss_gives_every_parameter_a_finite_gradient(fresh: GroupViT) -> None:
+    fresh.train()
+    image_ND, text_ND, scale = fresh(images(3, 3, 32, 32), texts())
+    caption_contrast(image_ND, text_ND, scale).backward()
+    gradients = {name: weight.grad for name, weight in fresh.named_parameters()}
+    # A key's bias shifts all of a softmax's logits alike; rounding alone moves it.
+    trained = {name: g for name, g in gradients.items() if not name.endswith("key.bias")}
+    assert all(g is not None and torch.isfinite(g).all() for g in gradients.values())
+    assert [name for name, g in trained.items() if g is None or g.abs().sum() == 0] == []
+
+
+def test_training_naming_groups_leaves_batch_statistics_to_pooled_vectors(fresh: GroupViT) -> None:
+    fresh.train()
+    norm = fresh.image_projector.norm
+    image = images(4, 3, 32, 32)
+    torch.manual_seed(3)
+    fresh.encode_image(image)
+    after_encoding = norm.running_mean.clone()
+    norm.reset_running_stats()
+    torch.manual_seed(3)
+    fresh(image, texts())
+    assert torch.equal(norm.running_mean, after_encoding)
+    assert int(norm.num_batches_tracked) == 1
+
+
+def test_training_one_batch_is_learnt() -> None:
+    torch.manual_seed(0)
+    model = GroupViT(TINY).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    image, tokens = images(3, 3, 32, 32), texts()
+    losses = []
+    for _ in range(30):
+        loss = caption_contrast(*model(image, tokens))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_encoding_image_with_broken_patches_raises(fresh: GroupViT) -> None:
+    with pytest.raises(ValueError, match=r"30x32 pixels .* multiples of 8"):
+        fresh.encode_image(images(1, 3, 30, 32))
+
+
+def test_encoding_text_too_long_raises(fresh: GroupViT) -> None:
+    with pytest.raises(ValueError, match=r"11 tokens .* context_length=10"):
+        fresh.encode_text(torch.ones(1, 11, dtype=torch.int64))
+
+
+def test_encoding_text_ignores_its_padding(fresh: GroupViT) -> None:
+    fresh.eval()
+    tokens = texts()[2:]
+    torch.testing.assert_close(fresh.encode_text(tokens[:, :3]), fresh.encode_text(tokens))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"groups": (6, 4)},
+        {"groups": (6, 4, 2)},
+        {"groups": (6, 0, 0)},
+        {"depths": (2,), "groups": (0,)},
+        {"image_size": 33},
+    ],
+)
+def test_config_that_cannot_be_built_raises(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"groups=|image_size="):
+        GroupViTConfig(**(asdict(TINY) | change))
+
+
+def test_group_masks_of_hand_made_maps_are_their_product() -> None:
+    # Patches left to right belong to groups 0, 0, 1, 2; groups {0, 1} and {2} become two.
+    first = torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]).reshape(1, 3, 1, 4)
+    second = torch.tensor([[[1.0, 1, 0], [0, 0, 1]]])
+    masks = group_masks((first, second), 1, 4)
+    assert torch.equal(masks, torch.tensor([[1.0, 1, 1, 0], [0, 0, 0, 1]]).reshape(1, 2, 1, 4))
+
+
+def test_group_masks_upsampled_sum_to_one(ours: GroupViT) -> None:
+    with torch.no_grad():
+        grouped = ours.encode_image(images(2, 3, 24, 56))
+    masks = group_masks(grouped.assignments, 50, 70)
+    assert masks.shape == (2, 4, 50, 70)
+    assert masks.min() >= 0
+    torch.testing.assert_close(masks.sum(dim=1), torch.ones(2, 50, 70))
+
+
+def test_demo_sizes_two_stages_give_their_shapes() -> None:
+    config = GroupViTConfig(
+        image_size=64,
+        patch_size=4,
+        width=96,
+        heads=4,
+        depths=(2, 1),
+        groups=(8, 0),
+        text_width=32,
+        text_layers=2,
+        vocab_size=50,
+        projection_hidden=64,
+        projection_dim=32,
+    )
+    grouped = GroupViT(config).eval().encode_image(images(1, 3, 64, 64))
+    assert isinstance(grouped, GroupedImage)
+    assert grouped.groups_NGD.shape == (1, 8, 32)
+    assert [tuple(a.shape) for a in grouped.assignments] == [(1, 8, 16, 16)]
+
+
+def test_group_logits_hand_made_example_multiplies_both_softmaxes() -> None:
+    text = torch.eye(3)
+    groups = torch.tensor([[2.0, 0, 0], [0, 0, 5.0]])  # the second shows a class the image does not
+    pooled = torch.tensor([3.0, 2.0, 1.0])
+    affinity = group_logits(groups, pooled, text, scale=2.0, top_k=2)
+    e = torch.tensor(2.0).exp()
+    expected = torch.tensor(
+        [
+            [e / (e + 1) * e / (e + 2), 1 / (e + 1) / (e + 2), 0],
+            [0.5 / (e + 2), 0.5 / (e + 2), 0],
+        ]
+    )
+    torch.testing.assert_close(affinity, expected)
+
+
+def test_group_logits_fewer_classes_than_top_k_allows_all() -> None:
+    text, groups = torch.eye(3), images(4, 3)
+    affinity = group_logits(groups, groups.mean(0), text, scale=2.0)
+    soft = (2.0 * nn.functional.normalize(groups, dim=-1)).softmax(dim=1)
+    torch.testing.assert_close(affinity, soft * soft)
+
+
+AFFINITY = torch.tensor([[0.8, 0.1], [0.2, 0.3]])
+MASKS = torch.tensor([[[0.9, 0.4]], [[0.1, 0.6]]])  # left pixel: group 0, right pixel: group 1
+
+
+def test_pixel_logits_without_background_are_the_strongest_groups() -> None:
+    assert torch.equal(pixel_logits(AFFINITY, MASKS, None), torch.tensor([[[0.8, 0.2]], [[0.1, 0.3]]]))
+
+
+@pytest.mark.parametrize(
+    ("threshold", "background"),
+    [(0.5, [0.0, 1.0]), (0.95, [0.0, 1.0]), (0.3, [0.0, 0.0]), (0.0, [0.0, 0.0])],
+)
+def test_pixel_logits_background_is_below_threshold_or_best_score(
+    threshold: float, background: list[float]
+) -> None:
+    logits = pixel_logits(AFFINITY, MASKS, threshold)
+    assert logits.shape == (3, 1, 2)
+    assert torch.equal(logits[0, 0], torch.tensor(background))
+    assert torch.equal(logits[1:], pixel_logits(AFFINITY, MASKS, None))

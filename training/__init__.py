@@ -1,0 +1,1 @@
+"""Segmenters that learn from captions or from archives."""

@@ -1,0 +1,199 @@
+"""Naming regions: training by the one-way noun-to-region loss, and segmenting with it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from storage.artifact import Artifact
+from storage.errors import ConfigError
+from training.data import Batch, decode_image, to_tensor
+from training.encoder import EncoderLike
+from training.features import Backbone
+from training.grouping import GroupingConfig, group, masks
+from training.groups import normalised, read_groups, resize_square
+from training.losses import noun_to_region
+from training.regions import Parts, RegionEncoder, trainable
+
+
+@dataclass(frozen=True)
+class RecognitionConfig:
+    """What trains, and how sharply."""
+
+    trains: Parts = "head"  # of the tower: head, last (block and head) or all
+    size: int = 224  # pixels: images are resized to size x size
+    temperature: float = 0.07  # of the contrast
+
+
+class Nouns:
+    """The noun instances of a batch: P of them, each with its image and the images that carry it too."""
+
+    def __init__(self, batch: Batch, concept_vectors_CD: Tensor) -> None:
+        lists = [_nouns_of(batch, row) for row in range(len(batch.sample_ids))]
+        concept_P = np.concatenate(lists) if lists else np.zeros(0, np.int64)
+        owner_P = np.repeat(np.arange(len(lists)), [len(nouns) for nouns in lists])
+        self.vectors_PD = concept_vectors_CD[torch.from_numpy(concept_P)]
+        self.owner_P = torch.from_numpy(owner_P)
+        carries_CN = np.zeros((len(concept_vectors_CD), len(lists)), bool)
+        for row, named in enumerate(batch.named):
+            carries_CN[named, row] = True
+        self.carries_PN = torch.from_numpy(carries_CN[concept_P])
+
+
+def _nouns_of(batch: Batch, row: int) -> NDArray[np.int64]:
+    drawn = batch.drawn_NM[row]
+    return np.union1d(batch.fixed[row], drawn[drawn >= 0])
+
+
+class RecognitionObjective:
+    """The one-way loss over regions of a batch, from images or (head only) from stored region vectors."""
+
+    def __init__(
+        self,
+        config: RecognitionConfig,
+        encoder: EncoderLike,
+        concepts: pa.Table,
+        regions: Artifact | None,
+        groups: Artifact | None,
+    ) -> None:
+        if config.trains == "none":
+            raise ConfigError("train.grouping.recognition.trains is 'none'; choose head, last or all")
+        self.config, self.encoder = config, encoder
+        self.model: RegionEncoder = RegionEncoder(encoder.visual.float())
+        trainable(self.model, config.trains)
+        vectors = concepts["vector"].combine_chunks()
+        table_CD = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(concepts), -1)
+        self.concept_vectors_CD = torch.from_numpy(table_CD.copy())
+        self.regions, self.groups = regions, groups
+        self._stored: dict[str, dict[str, Tensor]] = {}
+        self._maps: dict[str, dict[str, NDArray[np.uint8]]] = {}
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Of one batch, in nats."""
+        region_NKD, valid_NK = self._region_vectors(batch)
+        nouns, device = Nouns(batch, self.concept_vectors_CD), region_NKD.device
+        return noun_to_region(
+            functional.normalize(region_NKD, dim=-1),
+            valid_NK,
+            nouns.vectors_PD.to(device),
+            owner_P=nouns.owner_P.to(device),
+            carries_PN=nouns.carries_PN.to(device),
+            scale=1 / self.config.temperature,
+        )
+
+    def _region_vectors(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        if self.config.trains == "head":
+            tokens_NKC, valid_NK = self._stored_tokens(batch)
+            return self.model.project(tokens_NKC), valid_NK
+        found = self.model(normalised(self._pixels(batch), self.encoder), self._masks(batch))
+        return found.region_NKD, found.valid_NK
+
+    def _stored_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Region vectors before the projection, padded to the batch's largest count."""
+        rows = [self._shard_tokens(shard)[name] for name, (shard, _) in _located(batch)]
+        padded_NKC = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        lengths_N1 = torch.tensor([len(row) for row in rows])[:, None]
+        valid_NK = torch.arange(padded_NKC.shape[1]) < lengths_N1
+        return padded_NKC.float().to(self.encoder.device), valid_NK.to(self.encoder.device)
+
+    def _shard_tokens(self, shard: str) -> dict[str, Tensor]:
+        assert self.regions is not None, "training the head needs the regions artifact"
+        if shard not in self._stored:
+            self._stored[shard] = read_regions(self.regions, shard)
+        return self._stored[shard]
+
+    def _pixels(self, batch: Batch) -> Tensor:
+        return to_tensor([resize_square(decode_image(data), self.config.size) for data in batch.images])
+
+    def _masks(self, batch: Batch) -> Tensor:
+        maps = [self._shard_maps(shard)[name.rsplit("/", 1)[-1]] for name, (shard, _) in _located(batch)]
+        labels_NHW = torch.from_numpy(np.stack(maps)).long()
+        return masks(labels_NHW, int(labels_NHW.max()) + 1).to(self.encoder.device)
+
+    def _shard_maps(self, shard: str) -> dict[str, NDArray[np.uint8]]:
+        assert self.groups is not None, "training more than the head needs the groups artifact"
+        if shard not in self._maps:
+            self._maps[shard] = read_groups(self.groups, shard)
+        return self._maps[shard]
+
+
+def _located(batch: Batch) -> list[tuple[str, tuple[str, int]]]:
+    return list(zip(batch.sample_ids, batch.references, strict=True))
+
+
+def read_regions(regions: Artifact, shard: str) -> dict[str, Tensor]:
+    """Stored region vectors float16 [K, C] by sample id."""
+    table = regions.read("regions", shard)
+    column = table["vector"].combine_chunks()
+    flat = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
+    vectors_RC = torch.from_numpy(flat.copy())
+    ids = np.array(table["sample_id"].to_pylist(), object)
+    starts = np.flatnonzero(np.append(True, ids[1:] != ids[:-1])) if len(ids) else np.zeros(0, int)
+    ends = np.append(starts[1:], len(ids))
+    return {str(ids[a]): vectors_RC[a:b] for a, b in zip(starts, ends, strict=True)}
+
+
+Namer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # windows, masks -> region and image vectors
+
+
+class RegionSegmenter:
+    """Groups the pixels of a window and names each region by the class nearest to its vector.
+
+    Like GroupViT's evaluation, the classes an image may show are its ``top_k`` nearest ones.
+    Background is what falls to one of the background prompts, if there are any.
+    """
+
+    def __init__(
+        self,
+        tower: RegionEncoder,
+        encoder: EncoderLike,
+        grouping: GroupingConfig,
+        features: Backbone,
+        class_vectors: Sequence[NDArray[np.float32]],
+        background_vectors: NDArray[np.float32] | None,
+        size: int,
+        top_k: int = 0,
+    ) -> None:
+        self.tower, self.encoder, self.size, self.top_k = tower.eval(), encoder, size, top_k
+        self.grouping, self.features = grouping, features
+        self.class_vectors = [torch.from_numpy(v).to(encoder.device) for v in class_vectors]
+        background = None if background_vectors is None else torch.from_numpy(background_vectors)
+        self.background_BD = background.to(encoder.device) if background is not None else None
+
+    @torch.inference_mode()
+    def __call__(self, window_NCHW: Tensor) -> Tensor:
+        """Cosines [N, C, h, w] (background first where there is one) of windows in [0, 1]."""
+        labels_NHW = group(self.features(window_NCHW), range(len(window_NCHW)), self.grouping)
+        regions_NKHW = masks(labels_NHW, int(labels_NHW.max()) + 1)
+        return torch.stack(
+            [self._name(w[None], r[None]) for w, r in zip(window_NCHW, regions_NKHW, strict=True)]
+        )
+
+    def _name(self, window_1CHW: Tensor, regions_1KHW: Tensor) -> Tensor:
+        pixels = functional.interpolate(
+            window_1CHW, (self.size, self.size), mode="bilinear", align_corners=False, antialias=True
+        )
+        found = self.tower(normalised(pixels, self.encoder), regions_1KHW.to(self.encoder.device))
+        region_KD = functional.normalize(found.region_NKD[0], dim=-1)
+        cosine_KC = self.class_cosines(region_KD)
+        if self.top_k:
+            cosine_KC = self._restrict(cosine_KC, functional.normalize(found.pooled_ND, dim=-1))
+        if self.background_BD is not None:
+            background_K1 = (region_KD @ self.background_BD.T).amax(1, keepdim=True)
+            cosine_KC = torch.cat([background_K1, cosine_KC], 1)
+        return torch.einsum("khw,kc->chw", regions_1KHW[0].to(cosine_KC), cosine_KC)
+
+    def class_cosines(self, vectors_KD: Tensor) -> Tensor:
+        """Cosine [K, C] of each vector to each class: the best over the class' names."""
+        return torch.stack([(vectors_KD @ names_SD.T).amax(1) for names_SD in self.class_vectors], 1)
+
+    def _restrict(self, cosine_KC: Tensor, pooled_1D: Tensor) -> Tensor:
+        image_C = self.class_cosines(pooled_1D)[0]
+        allowed = image_C.topk(min(self.top_k, len(image_C))).indices
+        forbidden_C = torch.ones_like(image_C, dtype=torch.bool).index_fill(0, allowed, value=False)
+        return cosine_KC.masked_fill(forbidden_C, -1.0)

@@ -1,0 +1,123 @@
+"""Mask pooling: the vector of a region is the tower's head over the mean of its feature map in there."""
+
+from collections.abc import Iterable
+from typing import Protocol, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from training.grouping import coverage
+
+
+class Trunk(Protocol):
+    """What we use of a convolutional network of timm's."""
+
+    num_features: int
+
+    def forward_features(self, image_NCHW: Tensor) -> Tensor:
+        """Maps [N, num_features, h, w]."""
+        ...
+
+    def forward_head(self, maps_NCHW: Tensor) -> Tensor:
+        """Pooled features [N, C]."""
+        ...
+
+    def modules(self) -> Iterable[nn.Module]:
+        """All its parts."""
+        ...
+
+    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
+        """All its weights, in the order of its parts."""
+        ...
+
+
+class TimmModel(Protocol):
+    """What we use of open_clip's TimmModel."""
+
+    trunk: Trunk
+    head: nn.Module
+
+
+def is_convolutional(visual: nn.Module) -> TypeGuard[TimmModel]:
+    """Whether it has the parts of open_clip's TimmModel; its first batch tells a convolutional trunk."""
+    return hasattr(visual, "trunk") and isinstance(getattr(visual, "head", None), nn.Module)
+
+
+class PooledConvolutions:
+    """An open_clip TimmModel around a convolutional trunk with average pooling.
+
+    A region that covers the image gets the image's own vector: the trunk's own head runs on its mean.
+
+    Raises:
+        ValueError: for another pooling, whose value over a region is not a mean.
+    """
+
+    def __init__(self, visual: TimmModel) -> None:
+        if pooling := _other_pooling(visual):
+            raise ValueError(
+                f"cannot pool regions with this {type(visual).__name__}: it pools by '{pooling}'; "
+                "give one around a convolutional trunk with timm_pool='avg'"
+            )
+        self.visual = visual
+
+    def tokens(self, image_NCHW: Tensor, regions_NKhw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Region means [N, K, C] and image means [N, C] of the last maps, and which regions are there."""
+        maps_NCHW = self.dense(image_NCHW)
+        weights_NKhw = coverage(regions_NKhw, maps_NCHW.shape[2], maps_NCHW.shape[3]).to(maps_NCHW.dtype)
+        area_NK1 = weights_NKhw.sum((2, 3))[..., None]
+        sums_NKC = torch.einsum("nkhw,nchw->nkc", weights_NKhw, maps_NCHW)
+        means_NKC = sums_NKC / torch.where(area_NK1 > 0, area_NK1, 1)
+        return means_NKC, maps_NCHW.mean((2, 3)), area_NK1[..., 0] > 0
+
+    def project(self, tokens_XC: Tensor) -> Tensor:
+        """The tower's own head on means [..., C]: vectors [..., D]."""
+        maps = tokens_XC.reshape(-1, tokens_XC.shape[-1])[..., None, None]
+        vectors: Tensor = self.visual.head(self.visual.trunk.forward_head(maps))
+        return vectors.reshape(*tokens_XC.shape[:-1], vectors.shape[-1])
+
+    def dense(self, image_NCHW: Tensor) -> Tensor:
+        """The trunk's last maps [N, C, h, w].
+
+        Raises:
+            ValueError: if the trunk is not convolutional.
+        """
+        maps_NCHW, channels = self.visual.trunk.forward_features(image_NCHW), self.visual.trunk.num_features
+        if maps_NCHW.ndim != 4 or maps_NCHW.shape[1] != channels:
+            raise ValueError(
+                f"{type(self.visual.trunk).__name__} gives features {list(maps_NCHW.shape)}, not maps "
+                f"[N, {channels}, h, w]; give a convolutional trunk, or open_clip's own VisionTransformer"
+            )
+        return maps_NCHW
+
+    def head(self) -> list[nn.Parameter]:
+        """The projection: open_clip's, or else the trunk's own classifier."""
+        classifier = getattr(self.visual.trunk, "get_classifier", nn.Identity)()
+        parameters = [*classifier.parameters(), *self.visual.head.parameters()]
+        if not parameters:
+            raise ValueError("this tower has no projection to train (timm_proj 'none'); choose last or all")
+        return parameters
+
+    def last(self) -> list[nn.Parameter]:
+        """From the last stage on: networks of timm hold their parts in the order they run."""
+        named = list(self.visual.trunk.named_parameters())
+        stage = _last_stage(self.visual.trunk)
+        first = next(i for i, (name, _) in enumerate(named) if name.startswith(f"{stage}."))
+        return [*(parameter for _, parameter in named[first:]), *self.visual.head.parameters()]
+
+
+def _other_pooling(visual: TimmModel) -> str:
+    if hasattr(visual.head, "pool"):
+        return type(visual.head.pool).__name__
+    poolings = [str(m.pool_type) for m in visual.trunk.modules() if hasattr(m, "pool_type")]
+    return next((pooling for pooling in poolings if pooling not in ("avg", "fastavg")), "")
+
+
+def _last_stage(trunk: Trunk) -> str:
+    if features := getattr(trunk, "feature_info", None):
+        return str(features[-1]["module"])
+    if blocks := getattr(trunk, "blocks", None):
+        return f"blocks.{len(blocks) - 1}"
+    raise ValueError(
+        f"{type(trunk).__name__} does not tell its last stage (timm's feature_info, or blocks); "
+        "choose head or all"
+    )

@@ -1,0 +1,130 @@
+"""Vectors of regions from an encoder of whole images, all regions of an image in one forward pass."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from training.region_masking import MaskedTransformer, is_transformer
+from training.region_pooling import PooledConvolutions, is_convolutional
+
+Parts = Literal["none", "head", "last", "all"]
+
+
+@dataclass(frozen=True)
+class Regions:
+    """What a tower says of N images with K regions each, in the joint space, not normalised."""
+
+    region_NKD: Tensor
+    pooled_ND: Tensor  # the images' own vectors
+    valid_NK: Tensor  # bool: the region covers some of the tower's grid
+
+
+class RegionEncoder(nn.Module):
+    """An image tower of open_clip that also encodes regions.
+
+    Transformers mask attention (`training.region_masking`), convolutional towers pool under the masks
+    (`training.region_pooling`). The images' own vectors are the tower's, bit for bit, whatever the regions.
+
+    What `trainable` has frozen stays in evaluation mode, whatever `train()` is told: frozen batch norms
+    keep their statistics.
+
+    Raises:
+        ValueError: for a tower that cannot be adapted; the message names those that can.
+    """
+
+    def __init__(self, visual: nn.Module) -> None:
+        super().__init__()
+        self._tower = _adapt(visual)
+        self.visual = visual
+
+    def forward(self, image_NCHW: Tensor, regions_NKhw: Tensor) -> Regions:
+        """Encodes images and their regions.
+
+        Args:
+            image_NCHW: as the tower expects them; a transformer takes any multiple of its patch size.
+            regions_NKhw: masks, boolean or soft in [0, 1], on any grid: they are averaged over the cells of
+                the tower's. K may be 0. A transformer's region holds every cell it touches, pooling
+                weighs a cell by the part that is covered.
+
+        Raises:
+            ValueError: for masks that are not [N, K, h, w], or images that do not fit the tower.
+        """
+        if regions_NKhw.ndim != 4 or len(regions_NKhw) != len(image_NCHW):
+            raise ValueError(
+                f"got regions {list(regions_NKhw.shape)} for images {list(image_NCHW.shape)}; "
+                "give masks [N, K, h, w] of the same N images"
+            )
+        regions_NKC, pooled_NC, valid_NK = self._tower.tokens(image_NCHW, regions_NKhw)
+        return Regions(self.project(regions_NKC), self.project(pooled_NC), valid_NK)
+
+    def tokens(self, image_NCHW: Tensor, regions_NKhw: Tensor) -> tuple[Tensor, Tensor]:
+        """What lies before the projection: region vectors [N, K, C], and which of them count [N, K].
+
+        With everything else frozen they never change, so training the projection can start from them.
+        """
+        regions_NKC, _, valid_NK = self._tower.tokens(image_NCHW, regions_NKhw)
+        return regions_NKC, valid_NK
+
+    def project(self, tokens_XC: Tensor) -> Tensor:
+        """The tower's projection into the joint space, of vectors [..., C]."""
+        return self._tower.project(tokens_XC)
+
+    def dense(self, image_NCHW: Tensor) -> Tensor:
+        """The tower's last feature map [N, C, h, w], before pooling and projection."""
+        return self._tower.dense(image_NCHW)
+
+    def train(self, mode: bool = True) -> "RegionEncoder":
+        """Sets the mode of whatever has parameters to train; the rest evaluates."""
+        super().train(mode)
+        for module in self.visual.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                module.eval()
+        return self
+
+    def parameters_of(self, parts: Parts) -> list[nn.Parameter]:
+        """The parameters of some parts of the tower; see `trainable`."""
+        match parts:
+            case "none":
+                return []
+            case "head":
+                return self._tower.head()
+            case "last":
+                return self._tower.last()
+            case "all":
+                return list(self.visual.parameters())
+        raise ValueError(f"'{parts}' is no part of a tower; choose none, head, last or all")
+
+
+def trainable(encoder: RegionEncoder, parts: Parts) -> list[nn.Parameter]:
+    """Freezes the tower except some parts.
+
+    Args:
+        encoder: all its `requires_grad` flags are set anew.
+        parts: "head" is the projection into the joint space; "last" adds the last block or stage and what
+            lies between the two; "all" and "none" are the whole tower and nothing.
+
+    Returns:
+        The parameters left to train.
+
+    Raises:
+        ValueError: for another name, or a tower without such a part.
+    """
+    chosen = encoder.parameters_of(parts)
+    encoder.visual.requires_grad_(False)
+    for parameter in chosen:
+        parameter.requires_grad_(True)
+    encoder.train(encoder.training)
+    return chosen
+
+
+def _adapt(visual: nn.Module) -> MaskedTransformer | PooledConvolutions:
+    if is_transformer(visual):
+        return MaskedTransformer(visual)
+    if is_convolutional(visual):
+        return PooledConvolutions(visual)
+    raise ValueError(
+        f"cannot encode regions with {type(visual).__name__}: it is neither open_clip's VisionTransformer "
+        "nor its TimmModel around a convolutional trunk; give the visual tower of such a model"
+    )

@@ -1,0 +1,107 @@
+"""GroupViT trained on captions and drawn nouns, and used to segment."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.data import Batch, CropConfig, decode_image, random_crop, to_tensor
+from training.encoder import EncoderLike
+from training.groups import normalised
+from training.groupvit import GroupViT, GroupViTConfig, group_masks
+from training.groupvit_inference import group_logits, pixel_logits
+from training.losses import caption_contrast, multi_label_contrast
+
+
+class GroupViTObjective:
+    """Image–caption InfoNCE plus the multi-label contrast with prompts made of the drawn nouns."""
+
+    def __init__(
+        self, config: GroupViTConfig, encoder: EncoderLike, names: Sequence[str], prompt: str, seed: int
+    ) -> None:
+        self.model: nn.Module = GroupViT(config).to(encoder.device)
+        self.encoder = encoder
+        self.seed = seed
+        self.crops = CropConfig()
+        self.size = config.image_size
+        self.context = config.context_length
+        self.prompts_CT = self._tokens([prompt.replace("{}", name) for name in names])
+
+    def _tokens(self, texts: list[str]) -> Tensor:
+        return self.encoder.tokenizer(texts, context_length=self.context).to(self.encoder.device)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Of one batch, in nats."""
+        images_NCHW = normalised(self._pixels(batch), self.encoder)
+        drawn_NM = torch.from_numpy(batch.drawn_NM)
+        concepts_U, place = torch.unique(drawn_NM.clamp_min(0), return_inverse=True)
+        texts = torch.cat([self._tokens(batch.captions), self.prompts_CT[concepts_U]])
+        image_ND, text_TD, scale = self.model(images_NCHW, texts)
+        count = len(batch.captions)
+        nouns_NMD = text_TD[count:][place]
+        valid_NM = (drawn_NM >= 0).to(image_ND.device)
+        captions = caption_contrast(image_ND, text_TD[:count], scale)
+        return captions + multi_label_contrast(image_ND, nouns_NMD, valid_NM, scale)
+
+    def _pixels(self, batch: Batch) -> Tensor:
+        crops = [
+            random_crop(decode_image(data), self.size, self.crops, name, seed=self.seed, epoch=batch.epoch)
+            for data, name in zip(batch.images, batch.sample_ids, strict=True)
+        ]
+        return to_tensor(crops)
+
+
+class GroupViTSegmenter:
+    """Scores windows with a trained GroupViT, as in the original evaluation."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        encoder: EncoderLike,
+        prompts: Sequence[Sequence[str]],
+        background: float | None,
+        top_k: int = 5,
+    ) -> None:
+        assert isinstance(model, GroupViT)
+        self.model, self.encoder = model.eval(), encoder
+        self.background, self.top_k = background, top_k
+        self.text_CD = torch.stack([self._class_vector(texts) for texts in prompts])
+
+    @torch.inference_mode()
+    def _class_vector(self, texts: Sequence[str]) -> Tensor:
+        tokens = self.encoder.tokenizer(list(texts), context_length=self.model.config.context_length)
+        vectors_PD = self.model.encode_text(tokens.to(self.encoder.device))
+        return functional.normalize(vectors_PD, dim=-1).mean(0)
+
+    def __call__(self, window_NCHW: Tensor) -> Tensor:
+        """Class scores [N, C, H, W] (background first where there is one) of windows in [0, 1]."""
+        grouped = self.model.encode_image(normalised(_whole_patches(window_NCHW, self.model), self.encoder))
+        masks_NGHW = group_masks(grouped.assignments, *window_NCHW.shape[2:])
+        scores = [
+            pixel_logits(
+                group_logits(groups_GD, pooled_D, self.text_CD, self.model.scale(), self.top_k),
+                masks_GHW,
+                self.background,
+            )
+            for groups_GD, pooled_D, masks_GHW in zip(
+                grouped.groups_NGD, grouped.pooled_ND, masks_NGHW, strict=True
+            )
+        ]
+        return torch.stack(scores)
+
+
+def _whole_patches(image_NCHW: Tensor, model: GroupViT) -> Tensor:
+    """Stretches an image to whole patches (a window smaller than the protocol's may not have them)."""
+    patch = model.config.patch_size
+    height, width = (max(patch, round(side / patch) * patch) for side in image_NCHW.shape[2:])
+    if (height, width) == tuple(image_NCHW.shape[2:]):
+        return image_NCHW
+    return functional.interpolate(image_NCHW, (height, width), mode="bilinear", align_corners=False)
+
+
+def load_groupvit(config: GroupViTConfig, tensors: dict[str, Tensor]) -> GroupViT:
+    """A GroupViT with trained weights."""
+    model = GroupViT(config)
+    model.load_state_dict(tensors)
+    return model.eval()
