@@ -13,15 +13,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, BinaryIO, cast
 
-import fsspec
-
 from curation.captions import CaptionLimits, read_caption
 from curation.images import Fault, ImageFacts, ImageLimits, inspect_image
 from curation.sources import Scenes, Source, coco_files, coco_tar, expand_urls, scene_shards, scene_tar
 from storage.digest import combined, digest_files
 from storage.errors import ConfigError, InputError
 from storage.files import Folder
-from storage.reader import IMAGE_EXTENSIONS, image_bytes
+from storage.reader import IMAGE_EXTENSIONS, image_bytes, open_tar
 from storage.schemas import SCHEMAS, table_of
 from storage.stage import Job, Output, ShardFunction, Stage, file_stem
 from storage.tars import Rejection, Sample, read_tar
@@ -101,7 +99,7 @@ def _make_shard_function(config: CorpusConfig, plan: Mapping[str, Mapping[str, A
 
 def _build_shard(config: CorpusConfig, shard: str, origin: Mapping[str, Any]) -> Output:
     if "url" in origin:
-        with _open_tar(origin["url"]) as stream:
+        with open_tar(origin["url"], shard) as stream:
             return validate_tar(config, shard, stream)
     made = (
         coco_tar(origin["folder"]) if "folder" in origin else scene_tar(origin["scenes"], origin["indices"])
@@ -109,13 +107,6 @@ def _build_shard(config: CorpusConfig, shard: str, origin: Mapping[str, Any]) ->
     output = validate_tar(config, shard, io.BytesIO(made))
     output.files[f"{file_stem(shard)}.tar"] = (made, output.kept)
     return output
-
-
-def _open_tar(url: str) -> BinaryIO:
-    try:
-        return cast("BinaryIO", fsspec.open(url, "rb").open())
-    except OSError as error:
-        raise InputError(f"cannot open '{url}' ({error}); check the source's urls") from error
 
 
 def validate_tar(config: CorpusConfig, shard: str, stream: BinaryIO) -> Output:

@@ -1,15 +1,13 @@
 """Stage ``embed``: one unit vector per image.
 
-Batches are formed inside a shard, in the tar's order, so the vectors of a shard do not depend on how many
-workers there are. Decoding runs in a thread of its own, one batch ahead of the model.
+Batches are formed inside a shard, in the tar's order, and each is decoded and encoded by one thread: the
+vectors of a shard depend neither on the number of workers nor on that of threads.
 """
 
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,13 +17,14 @@ from torch import Tensor
 
 from curation.encoder import Encoder, Precision, load_encoder
 from curation.images import decode_rgb
+from curation.threads import each_alone
 from storage.errors import InputError
 from storage.reader import IMAGE_EXTENSIONS, CorpusReader, image_bytes
 from storage.schemas import table_of, vector_column
 from storage.stage import Job, Output, ShardFunction, Stage
 from storage.tars import Sample
 
-Decoded = tuple[str, str, Tensor | str]  # sample_id, key, image [3, S, S] or why there is none
+Chunk = list[tuple[str, Sample]]  # sample_id, members
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,15 @@ class EmbedConfig:
 
     batch_size: int = 64  # images per forward pass
     precision: Precision = "fp32"
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    """What became of a batch."""
+
+    ids: list[str]
+    vectors_ND: NDArray[np.float32]
+    faults: list[dict[str, str]]
 
 
 def embed(job: Job[EmbedConfig]) -> None:
@@ -57,16 +65,13 @@ def embed_shard(config: EmbedConfig, encoder: Encoder, reader: CorpusReader, sha
     Raises:
         InputError: when the encoder gives vectors that are not finite, naming the shard.
     """
-    ids: list[str] = []
-    vectors: list[NDArray[np.float32]] = []
-    quarantine: list[dict[str, str]] = []
-    for batch in _one_ahead(_decoded_batches(config, encoder, reader, shard)):
-        images = [(sample_id, image) for sample_id, _, image in batch if isinstance(image, Tensor)]
-        quarantine += [_fault(name, key, fault) for name, key, fault in batch if isinstance(fault, str)]
-        if images:
-            ids += [sample_id for sample_id, _ in images]
-            vectors.append(encoder.encode_images(torch.stack([image for _, image in images])))
-    vectors_ND = np.concatenate(vectors) if vectors else np.zeros((0, encoder.dimension), np.float32)
+    chunks = _chunks(reader, shard, config.batch_size)
+    batches = list(each_alone(partial(_embed_chunk, encoder), chunks))
+    ids = [sample_id for batch in batches for sample_id in batch.ids]
+    quarantine = [fault for batch in batches for fault in batch.faults]
+    vectors_ND = np.concatenate(
+        [np.zeros((0, encoder.dimension), np.float32), *(b.vectors_ND for b in batches)]
+    )
     _refuse_broken(vectors_ND, shard)
     table = embeddings_table(ids, vectors_ND)
     seen = len(ids) + len(quarantine)
@@ -79,29 +84,30 @@ def embeddings_table(ids: list[str], vectors_ND: NDArray[np.float32]) -> pa.Tabl
     return table_of("embeddings", {"sample_id": ids, "vector": column})
 
 
-def _decoded_batches(
-    config: EmbedConfig, encoder: Encoder, reader: CorpusReader, shard: str
-) -> Iterator[list[Decoded]]:
+def _chunks(reader: CorpusReader, shard: str, size: int) -> Iterator[Chunk]:
     members = reader.members(shard, IMAGE_EXTENSIONS)
-    while chunk := list(islice(members, config.batch_size)):
-        yield [_decode(encoder, sample_id, sample) for sample_id, sample in chunk]
+    while chunk := list(islice(members, size)):
+        yield chunk
 
 
-def _decode(encoder: Encoder, sample_id: str, sample: Sample) -> Decoded:
+def _embed_chunk(encoder: Encoder, chunk: Chunk) -> _Embedded:
+    """Decodes and encodes a batch; what cannot be decoded is left out of it."""
+    decoded = [(sample_id, sample, _decode(encoder, sample)) for sample_id, sample in chunk]
+    images = [image for _, _, image in decoded if isinstance(image, Tensor)]
+    vectors_ND = encoder.encode_images(torch.stack(images)) if images else np.zeros((0, encoder.dimension))
+    return _Embedded(
+        ids=[sample_id for sample_id, _, image in decoded if isinstance(image, Tensor)],
+        vectors_ND=vectors_ND.astype(np.float32, copy=False),
+        faults=[_fault(name, s.key, image) for name, s, image in decoded if isinstance(image, str)],
+    )
+
+
+def _decode(encoder: Encoder, sample: Sample) -> Tensor | str:
+    """The image [3, S, S] as the encoder wants it, or why there is none."""
     try:
-        return sample_id, sample.key, encoder.transform(decode_rgb(image_bytes(sample) or b""))
+        return encoder.transform(decode_rgb(image_bytes(sample) or b""))
     except ValueError as error:
-        return sample_id, sample.key, str(error)
-
-
-def _one_ahead(batches: Iterable[list[Decoded]]) -> Iterator[list[Decoded]]:
-    """Yields batches while the next one is being decoded in another thread."""
-    source, done = iter(batches), object()
-    with ThreadPoolExecutor(1) as pool:
-        upcoming: Future[Any] = pool.submit(next, source, done)
-        while (batch := upcoming.result()) is not done:
-            upcoming = pool.submit(next, source, done)
-            yield batch
+        return str(error)
 
 
 def _fault(sample_id: str, key: str, detail: str) -> dict[str, str]:
@@ -113,8 +119,8 @@ def _refuse_broken(vectors_ND: NDArray[np.float32], shard: str) -> None:
     if broken:
         raise InputError(
             f"the encoder gave {broken} of {len(vectors_ND)} vectors with NaN or infinity on shard "
-            f"'{shard}': its weights are broken, or the precision is too low for them; check the checkpoint or set "
-            'embed.precision = "fp32"'
+            f"'{shard}': its weights are broken, or the precision is too low for them; "
+            'check the checkpoint or set embed.precision = "fp32"'
         )
 
 

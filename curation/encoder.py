@@ -9,9 +9,11 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from curation.threads import each_alone
 from storage.errors import InputError
 from storage.files import Folder, sha256
 from storage.stage import Job, Output, Stage
@@ -50,6 +53,7 @@ class Encoder:
     image_size: int  # pixels per side
     device: torch.device
     precision: Precision = "fp32"
+    turn: AbstractContextManager[Any] = field(default_factory=nullcontext)  # threads share a GPU by turns
 
     @property
     def visual(self) -> nn.Module:
@@ -64,10 +68,10 @@ class Encoder:
     @torch.inference_mode()
     def encode_images(self, image_NCHW: Tensor) -> NDArray[np.float32]:
         """Unit vectors [N, D] of images as the transform gives them."""
-        batch = image_NCHW.to(self.device, DTYPES[self.precision], non_blocking=True)
-        return _unit(cast("Any", self.model).encode_image(batch))
+        with self.turn:
+            batch = image_NCHW.to(self.device, DTYPES[self.precision], non_blocking=True)
+            return _unit(cast("Any", self.model).encode_image(batch))
 
-    @torch.inference_mode()
     def encode_texts(self, names: Sequence[str], templates: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors [N, D] of names: the mean over templates (with one ``{}``) of unit text vectors."""
         vectors = [self._encode_prompts([t.replace("{}", name) for name in names]) for t in templates]
@@ -75,9 +79,14 @@ class Encoder:
         return np.asarray(mean_ND / np.linalg.norm(mean_ND, axis=1, keepdims=True), np.float32)
 
     def _encode_prompts(self, prompts: list[str], batch: int = 256) -> NDArray[np.float32]:
-        tokens = self.tokenizer(prompts).to(self.device)
-        encode = cast("Any", self.model).encode_text
-        return np.concatenate([_unit(encode(tokens[i : i + batch])) for i in range(0, len(prompts), batch)])
+        tokens_NT = self.tokenizer(prompts)
+        parts = (tokens_NT[start : start + batch] for start in range(0, len(prompts), batch))
+        return np.concatenate(list(each_alone(self._encode_tokens, parts)))
+
+    @torch.inference_mode()
+    def _encode_tokens(self, tokens_NT: Tensor) -> NDArray[np.float32]:
+        with self.turn:
+            return _unit(cast("Any", self.model).encode_text(tokens_NT.to(self.device)))
 
 
 def _unit(vectors_ND: Tensor) -> NDArray[np.float32]:
@@ -101,6 +110,9 @@ def load_encoder(folder: str | Path, device: str = "auto", precision: Precision 
     name = f"{LOCAL}{folder}"
     model = _create(name, None)
     model = model.to(where, DTYPES[precision]).eval().requires_grad_(False)
+    cast("Any", model.visual).to(
+        memory_format=torch.channels_last
+    )  # convolutions run two to three times as fast
     preprocess = cast("Any", model.visual).preprocess_cfg
     size = preprocess["size"]
     return Encoder(
@@ -112,6 +124,7 @@ def load_encoder(folder: str | Path, device: str = "auto", precision: Precision 
         image_size=size if isinstance(size, int) else size[0],
         device=where,
         precision=precision,
+        turn=nullcontext() if where.type == "cpu" else Lock(),
     )
 
 

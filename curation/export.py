@@ -36,7 +36,7 @@ def _export_shard(config: ExportConfig, reader: CorpusReader, archive: Artifact,
     captions = dict(reader.samples(shard).select("sample_id", "caption").iter_rows())
     table = archive.read("archives", shard).to_pydict()
     archives = dict(zip(table["sample_id"], table["concepts"], strict=True))
-    quarantine = [_unarchived(name) for name in captions if name not in archives]
+    quarantine = [_unarchived(shard, name) for name in captions if name not in archives]
     samples = partial(_samples, config, reader, shard, captions, archives)
     return Output(
         files={f"{file_stem(shard)}.tar": (lambda stream: write_tar(stream, samples()), len(archives))},
@@ -61,8 +61,8 @@ def _samples(
             yield Sample(sample.key, members)
 
 
-def _unarchived(sample_id: str) -> dict[str, str]:
-    key = sample_id.rsplit("/", 1)[-1]
+def _unarchived(shard: str, sample_id: str) -> dict[str, str]:
+    key = sample_id.removeprefix(f"{shard}/")
     return {"sample_id": sample_id, "key": key, "reason": "not_archived", "detail": "it was not embedded"}
 
 

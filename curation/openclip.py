@@ -5,11 +5,14 @@ it registers shapes for were never built. Declaring them is enough: nothing here
 builds the first import succeeds and nothing is declared.
 """
 
+import logging
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import cast
 
 import torch
+from torch import nn
 
 _MISSING = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -49,3 +52,13 @@ def _import_open_clip() -> ModuleType:
 
 
 open_clip = _import_open_clip()
+
+
+def new_model(name: str) -> nn.Module:
+    """A model with random weights. That open_clip warns of them is no news to who asks for them."""
+    logging.disable(logging.WARNING)
+    try:
+        model = open_clip.create_model(name)
+    finally:
+        logging.disable(logging.NOTSET)
+    return cast("nn.Module", model)

@@ -36,13 +36,14 @@ class PretrainConfig:
 
 def pretrain(job: Job[PretrainConfig]) -> None:
     """Stage ``pretrain``: fits an open_clip model to a corpus and writes it as an encoder."""
-    from curation.openclip import open_clip  # noqa: PLC0415  (seconds to import)
+    from curation.openclip import new_model, open_clip  # noqa: PLC0415  (seconds to import)
 
     config = job.config
     reader = CorpusReader(job.artifact("corpus"), job.runtime.locations)
     torch.manual_seed(config.seed)
     device = pick_device(job.runtime.device)
-    model = open_clip.create_model(config.model, device=device)
+    model = new_model(config.model).to(device)
+    cast("Any", model.visual).to(memory_format=torch.channels_last)
     pixels_N, tokens_NT = _load_pairs(reader, open_clip.get_tokenizer(config.model))
     _fit(job, model, open_clip.ClipLoss(), pixels_N, tokens_NT)
     with tempfile.TemporaryDirectory() as scratch:
@@ -68,6 +69,10 @@ def _fit(
 ) -> None:
     config = job.config
     steps = config.epochs * (len(pixels_N) // config.batch_size)
+    if steps == 0:
+        raise InputError(
+            f"{len(pixels_N)} pairs make no batch of {config.batch_size}; lower pretrain.fit.batch_size"
+        )
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.rate, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.rate, total_steps=steps)
     model.train()

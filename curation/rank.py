@@ -21,7 +21,7 @@ from curation.ragged import reduced
 from curation.threads import side_by_side
 
 EPSILON = 1e-3  # cosine; CLIP's lie at 0.1 to 0.3, far above
-BLOCK = 256  # candidates whose vectors stay in the processor's cache
+BLOCK = 512  # candidates whose vectors stay in the processor's cache
 
 
 @dataclass(frozen=True, eq=False)

@@ -89,7 +89,7 @@ def _glob(url: str) -> list[str]:
         fs, path = fsspec.core.url_to_fs(url)
         hits = [str(hit) for hit in fs.glob(path)] if "*" in path or "?" in path else [path]
         return [fs.unstrip_protocol(hit) if "://" in url else hit for hit in hits if fs.exists(hit)]
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # each file system has its own kinds
         raise InputError(f"cannot list '{url}' ({error}); check the source's urls") from error
 
 

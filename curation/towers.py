@@ -11,21 +11,25 @@ from torch import Tensor, nn
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 × 3 convolutions beside a shortcut."""
+    """Two 3 × 3 convolutions, through half as many channels, beside a shortcut."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.GELU(),
-            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            *convolution(width, width // 2, 3),
+            nn.Conv2d(width // 2, width, 3, padding=1, bias=False),
             nn.BatchNorm2d(width),
         )
 
     def forward(self, maps_NCHW: Tensor) -> Tensor:
         """Same shape in and out."""
-        return nn.functional.gelu(maps_NCHW + self.body(maps_NCHW))
+        return nn.functional.relu(maps_NCHW + self.body(maps_NCHW))
+
+
+def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> list[nn.Module]:
+    """A convolution, its normalisation and ReLU (GELU costs half as much again on a processor)."""
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=(kernel - stride + 1) // 2, bias=False)
+    return [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
 class TinyConv(nn.Module):
@@ -36,14 +40,8 @@ class TinyConv(nn.Module):
         assert global_pool == "avg", f"the tiny tower pools by the mean, not '{global_pool}'"
         self.num_features = width
         self.default_cfg = {"pool_size": (16, 16), "input_size": (3, 64, 64)}
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, width // 2, 4, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(width // 2),
-            nn.GELU(),
-            nn.Conv2d(width // 2, width, 4, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.GELU(),
-        )
+        quarter = width // 4
+        self.stem = nn.Sequential(*convolution(3, quarter, 4, 2), *convolution(quarter, width, 4, 2))
         self.blocks = nn.Sequential(ResidualBlock(width), ResidualBlock(width))
         self.reset_classifier(num_classes)
 

@@ -75,8 +75,8 @@ def class_lookup(
 class ConceptMetrics:
     """Scores in [0, 1]; NaN where there is nothing to divide by.
 
-    Recalls are micro averages, over all pairs of a picture and a class it shows; ``macro_`` ones are
-    means of the pictures' recalls. Archives count with their ``m`` best concepts, or with all in
+    Recalls are means over the pictures that show any class; ``pooled_`` ones are over all pairs of a picture
+    and a class it shows. Archives count with their ``m`` best concepts, or with all in
     ``whole_archive_recall`` and ``whole_union_recall`` (unions are with the caption).
     """
 
@@ -88,10 +88,10 @@ class ConceptMetrics:
     union_recall: float
     whole_archive_recall: float
     whole_union_recall: float
-    archive_precision: float
-    macro_caption_recall: float
-    macro_archive_recall: float
-    macro_union_recall: float
+    archive_precision: float  # over all concepts of all archives that name a class
+    pooled_caption_recall: float
+    pooled_archive_recall: float
+    pooled_union_recall: float
 
 
 def concept_metrics(
@@ -132,15 +132,15 @@ def concept_metrics(
         m=m,
         images=len(kept),
         pairs=sum(map(len, shown)),
-        caption_recall=_micro(shown, said),
-        archive_recall=_micro(shown, top),
-        union_recall=_micro(shown, union),
-        whole_archive_recall=_micro(shown, whole),
-        whole_union_recall=_micro(shown, [a | b for a, b in zip(said, whole, strict=True)]),
-        archive_precision=_micro(top, shown),
-        macro_caption_recall=_macro(shown, said),
-        macro_archive_recall=_macro(shown, top),
-        macro_union_recall=_macro(shown, union),
+        caption_recall=_mean_share(shown, said),
+        archive_recall=_mean_share(shown, top),
+        union_recall=_mean_share(shown, union),
+        whole_archive_recall=_mean_share(shown, whole),
+        whole_union_recall=_mean_share(shown, [a | b for a, b in zip(said, whole, strict=True)]),
+        archive_precision=_pooled_share(top, shown),
+        pooled_caption_recall=_pooled_share(shown, said),
+        pooled_archive_recall=_pooled_share(shown, top),
+        pooled_union_recall=_pooled_share(shown, union),
     )
 
 
@@ -148,13 +148,13 @@ def _classes(concepts: Collection[str], lookup: Mapping[str, str]) -> set[str]:
     return {lookup[concept] for concept in concepts if concept in lookup}
 
 
-def _micro(wanted: Sequence[set[str]], named: Sequence[set[str]]) -> float:
+def _pooled_share(wanted: Sequence[set[str]], named: Sequence[set[str]]) -> float:
     """Share of all wanted classes that are named (precision, when the arguments are swapped)."""
     hits = sum(len(w & n) for w, n in zip(wanted, named, strict=True))
     total = sum(map(len, wanted))
     return hits / total if total else float("nan")
 
 
-def _macro(wanted: Sequence[set[str]], named: Sequence[set[str]]) -> float:
+def _mean_share(wanted: Sequence[set[str]], named: Sequence[set[str]]) -> float:
     shares = [len(w & n) / len(w) for w, n in zip(wanted, named, strict=True)]
     return sum(shares) / len(shares) if shares else float("nan")

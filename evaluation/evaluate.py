@@ -43,7 +43,6 @@ class BenchmarkConfig:
     window: int = 0
     stride: int = 0
     synonyms: bool = False  # prompt classes with their synonyms too
-    background: Literal["threshold", "prompts"] = "prompts"  # of region naming, where there is a background
     top_k: int = 0  # classes an image may show, by its own vector; 0 for all (region naming)
     limit: int = 0  # images, evenly spread; 0 for all
 

@@ -55,7 +55,7 @@ def measure_recall(job: Job[RecallConfig]) -> None:
 
 
 def _unmeasured(sample_id: str) -> dict[str, str]:
-    key = sample_id.rsplit("/", 1)[-1]
+    key = sample_id.split("/", 2)[-1]
     return {"sample_id": sample_id, "key": key, "reason": "not_archived", "detail": "it has no archive"}
 
 

@@ -1,6 +1,7 @@
 """From an artifact to something that labels pictures."""
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -59,10 +60,11 @@ def build_segmenter(
     if config.subject == "groupvit":
         assert model is not None, "GroupViT has no untrained form"
         return _groupvit(benchmark, protocol, model, encoder)
-    tower = RegionEncoder(encoder.visual)
+    tower = RegionEncoder(deepcopy(encoder.visual))  # pixels are grouped by the encoder as it came
     if model is not None:
         tower.load_state_dict(load_file(model.file(MODEL)))
-    return _region_segmenter(config, benchmark, protocol, tower, encoder)
+    frozen = model is None or model.manifest.config["recognition"]["trains"] == "head"
+    return _region_segmenter(config, benchmark, protocol, tower, encoder, frozen)
 
 
 def _groupvit(benchmark: Benchmark, protocol: Protocol, model: Artifact, encoder: EncoderLike) -> Segmenter:
@@ -79,13 +81,16 @@ def _region_segmenter(
     protocol: Protocol,
     tower: RegionEncoder,
     encoder: EncoderLike,
+    frozen: bool,
 ) -> Segmenter:
     background = benchmark.background_names if benchmark.has_background else ()
+    by_its_maps = config.grouping.backbone == "clip" and config.grouping.size == config.size
+    one_pass = by_its_maps and tower.pools and frozen
     return RegionSegmenter(
         tower,
         encoder,
         config.grouping,
-        image_backbone(config.grouping, lambda: encoder),
+        None if one_pass else image_backbone(config.grouping, lambda: encoder),
         class_vectors=[_name_vectors(names, protocol, encoder) for names in benchmark.synonyms],
         background_vectors=_name_vectors(background, protocol, encoder) if background else None,
         size=config.size,

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from storage.errors import StoreError
 from storage.files import Folder, cached_copy
+from storage.fingerprint import is_fingerprint
 from storage.manifest import Manifest, Part, manifest_from_json
 from storage.parquet import read_table
 from storage.schemas import SCHEMAS
@@ -119,7 +120,7 @@ class Store:
     def _entries(self, stage: str | None) -> Iterator[Artifact]:
         stages = [stage] if stage else [name for name in self.folder.list() if not _reserved(name)]
         for name in stages:
-            for fingerprint in self.folder.list(name):
+            for fingerprint in filter(is_fingerprint, self.folder.list(name)):
                 yield self.artifact(name, fingerprint)
 
 

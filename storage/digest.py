@@ -32,14 +32,17 @@ def digest_files(urls: Sequence[str], store: Folder, workers: int = 4) -> dict[s
 
 
 def _mark(url: str) -> str:
-    """Changes when the file does: size with modification time or entity tag."""
+    """Changes when the file does: size with times or entity tag.
+
+    A local file's ``created`` is the time its inode changed, which copying tools do not set back.
+    """
     try:
         fs, path = fsspec.core.url_to_fs(url)
         facts = fs.info(path)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # each file system has its own kinds
         raise InputError(f"cannot read '{url}' ({error}); check the path or URL in the config") from error
-    stamp = facts.get("mtime") or facts.get("ETag") or facts.get("LastModified") or ""
-    return f"{facts.get('size')}:{stamp}"
+    stamps = [facts.get(name) for name in ("mtime", "created", "ETag", "LastModified")]
+    return ":".join(str(fact) for fact in (facts.get("size"), *stamps) if fact is not None)
 
 
 def _sha256(url: str) -> str:

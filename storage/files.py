@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -47,29 +47,51 @@ class Folder:
 
     def exists(self, name: str) -> bool:
         """Whether a file or folder is there."""
-        return bool(self.fs.exists(self.path(name)))
+        self.fs.invalidate_cache()  # others write to the store too
+        return bool(self._ask("exists", self.path(name)))
 
     def list(self, name: str = "") -> list[str]:
         """Names directly inside, sorted; nothing for a folder that is not there."""
         self.fs.invalidate_cache()
         try:
-            entries = self.fs.ls(self.path(name), detail=False)
+            entries = self._ask("ls", self.path(name), detail=False)
         except FileNotFoundError:
             return []
         return sorted(str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries)
 
     def read(self, name: str) -> bytes:
         """All bytes of a file."""
-        return cast("bytes", self.fs.cat_file(self.path(name)))
+        return cast("bytes", self._ask("cat_file", self.path(name)))
 
     def open(self, name: str) -> BinaryIO:
         """A file to read from."""
-        return cast("BinaryIO", self.fs.open(self.path(name), "rb"))
+        return cast("BinaryIO", self._ask("open", self.path(name), "rb"))
+
+    def fetch(self, name: str, target: Path) -> None:
+        """Copies a file to a local path."""
+        self._ask("get_file", self.path(name), str(target))
 
     def remove(self, name: str = "") -> None:
         """Removes a file, or a folder with all it holds; nothing happens when it is not there."""
-        if self.fs.exists(self.path(name)):
-            self.fs.rm(self.path(name), recursive=True)
+        if self.exists(name):
+            self._ask("rm", self.path(name), recursive=True)
+
+    def _ask(self, method: str, *arguments: Any, **options: Any) -> Any:
+        """Calls the file system.
+
+        Raises:
+            FileNotFoundError: for a file that is not there.
+            StoreError: for whatever else goes wrong; each file system has its own kinds of errors.
+        """
+        try:
+            return getattr(self.fs, method)(*arguments, **options)
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise StoreError(
+                f"cannot use the store '{self.url}': {reason}; check its address, credentials and permissions"
+            ) from error
 
     def write(self, name: str, content: bytes | Writer) -> tuple[int, str]:
         """Writes a file whole: aside, synced, then renamed (one put on an object store).
@@ -104,7 +126,7 @@ class Folder:
             aside = Path(scratch) / "part"
             with aside.open("wb") as stream:
                 _pour(content, stream)
-            self.fs.put_file(str(aside), path)
+            self._ask("put_file", str(aside), path)
             return aside.stat().st_size, sha256(aside)
 
 
@@ -142,6 +164,6 @@ def cached_copy(folder: Folder, name: str, expected_sha256: str) -> Path:
     if not copy.exists():
         root.mkdir(parents=True, exist_ok=True)
         aside = copy.with_name(f".{uuid.uuid4().hex}")
-        folder.fs.get_file(folder.path(name), str(aside))
+        folder.fetch(name, aside)
         aside.replace(copy)
     return copy

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,6 +57,11 @@ def fingerprint(stage: str, version: int, config: object, inputs: Mapping[str, s
     """Identity of what ``stage`` writes for ``config`` and ``inputs`` (name -> fingerprint or digest)."""
     identity = {"stage": stage, "version": version, "config": config, "inputs": dict(inputs)}
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:LENGTH]
+
+
+def is_fingerprint(name: str) -> bool:
+    """Whether a folder's name is one that ``fingerprint`` gives: other folders are not a store's."""
+    return re.fullmatch(f"[0-9a-f]{{{LENGTH}}}", name) is not None
 
 
 def stable_seed(*parts: str | int) -> int:

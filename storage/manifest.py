@@ -114,7 +114,7 @@ def manifest_from_json(data: bytes, where: str) -> Manifest:
     try:
         fields = json.loads(data)
         return Manifest(**{**fields, **_nested(fields)})
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AssertionError) as error:
         raise StoreError(f"{where} is not a manifest ({error}); remove it and run the stage again") from error
 
 
@@ -123,7 +123,7 @@ def record_from_json(data: bytes) -> ShardRecord | None:
     try:
         fields = json.loads(data)
         return ShardRecord(**{**fields, **_nested(fields)})
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AssertionError):
         return None
 
 
@@ -157,4 +157,4 @@ def _revision() -> str | None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603
     except OSError:
         return None
-    return done.stdout.strip() or None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -19,7 +19,7 @@ def table_bytes(table: pa.Table, name: str) -> bytes:
     """
     sink = io.BytesIO()
     rows = conform(table, name).combine_chunks()
-    pq.write_table(rows, sink, compression="zstd", store_schema=True)
+    pq.write_table(rows, sink, compression="zstd", store_schema=True, write_page_checksum=True)
     return sink.getvalue()
 
 
@@ -31,7 +31,7 @@ def read_table(folder: Folder, file: str, columns: Sequence[str] | None = None) 
     """
     where = f"{folder.url}/{file}"
     try:
-        with folder.open(file) as stream, pq.ParquetFile(stream) as parquet:
+        with folder.open(file) as stream, pq.ParquetFile(stream, page_checksum_verification=True) as parquet:
             conform(parquet.schema_arrow.empty_table(), file.split(".")[-2], where)
             return parquet.read(columns)
     except (OSError, pa.ArrowException) as error:

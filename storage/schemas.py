@@ -6,10 +6,12 @@ import pyarrow as pa
 
 from storage.errors import StoreError
 
+ANY_WIDTH = 0  # in a schema: every row has equally many numbers, how many is the encoder's affair
 
-def vector(value_type: pa.DataType, width: int | None) -> pa.DataType:
-    """A column of ``width`` numbers per row (any width when None, for checking)."""
-    return pa.list_(value_type, width if width is not None else -1)
+
+def vector(value_type: pa.DataType) -> pa.DataType:
+    """A column of vectors of one width: plain Arrow FixedSizeList, no extension type."""
+    return pa.list_(value_type, ANY_WIDTH)
 
 
 CONCEPT_RECORD = pa.struct(
@@ -51,7 +53,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     ),
     "truth": pa.schema([("sample_id", pa.string()), ("classes", pa.list_(pa.string()))]),
     "embeddings": pa.schema(
-        [("sample_id", pa.string()), ("vector", vector(pa.float16(), None))]  # unit length
+        [("sample_id", pa.string()), ("vector", vector(pa.float16()))]  # unit length
     ),
     "concepts": pa.schema(
         [
@@ -59,7 +61,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("name", pa.string()),
             ("source", pa.string()),  # gallery or nouns
             ("frequency", pa.int64()),  # captions of the corpus that name it
-            ("vector", vector(pa.float32(), None)),  # unit length
+            ("vector", vector(pa.float32())),  # unit length
         ]
     ),
     "mentions": pa.schema([("sample_id", pa.string()), ("concept_ids", pa.list_(pa.int32()))]),
@@ -75,7 +77,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         [("sample_id", pa.string()), ("concepts", pa.list_(CONCEPT_RECORD))]  # best first
     ),
     "regions": pa.schema(  # a row per region, those of an image together
-        [("sample_id", pa.string()), ("vector", vector(pa.float16(), None))]  # before the projection
+        [("sample_id", pa.string()), ("vector", vector(pa.float16()))]  # before the projection
     ),
     "confusion": pa.schema(  # sparse: only pairs of labels that occur
         [("image_id", pa.string()), ("truth", pa.int32()), ("predicted", pa.int32()), ("pixels", pa.int64())]
@@ -123,8 +125,8 @@ def conform(table: pa.Table, name: str, where: str = "") -> pa.Table:
 
 
 def _matches(found: pa.DataType, expected: pa.DataType) -> bool:
-    if pa.types.is_list(expected) and pa.types.is_fixed_size_list(found):
-        return bool(found.value_type == expected.value_type and pa.types.is_floating(found.value_type))
+    if pa.types.is_fixed_size_list(expected):
+        return bool(pa.types.is_fixed_size_list(found) and found.value_type == expected.value_type)
     return bool(found == expected)
 
 

@@ -119,6 +119,8 @@ def materialize(
         return artifact
     started = time.perf_counter()
     stage.run(Job(config, inputs, runtime, artifact.folder, stage.name))
+    if artifact.committed:  # by another run that worked on the same
+        return artifact
     manifest = _assemble(stage, config, inputs, artifact, time.perf_counter() - started)
     artifact.folder.write(MANIFEST, to_json(manifest))
     artifact.folder.remove(PROGRESS)

@@ -126,10 +126,15 @@ def _network(
     def features(image: Tensor) -> Tensor:
         pixels_NCHW = _resized(image.to(place.device), size)
         mean, std = (pixels_NCHW.new_tensor(list(values))[:, None, None] for values in normalisation)
-        maps_NChw = dense(((pixels_NCHW - mean) / std).to(place.dtype)).float()
-        return with_position(functional.normalize(maps_NChw, dim=1), position_weight)
+        maps_NChw = dense(((pixels_NCHW - mean) / std).to(place.dtype))
+        return unit_maps(maps_NChw, position_weight)
 
     return features
+
+
+def unit_maps(maps_NChw: Tensor, position_weight: float) -> Tensor:
+    """Each cell's vector at unit length, with its place."""
+    return with_position(functional.normalize(maps_NChw.float(), dim=1), position_weight)
 
 
 def _resized(image: Tensor, size: int) -> Tensor:

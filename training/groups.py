@@ -58,19 +58,22 @@ class RegionsConfig:
 def group_images(job: Job[GroupsConfig]) -> None:
     """Stage ``groups``: a tar of 8-bit PNG label maps per shard."""
     reader = CorpusReader(job.artifact("corpus"), job.runtime.locations)
-    load = partial(job.runtime.load_encoder, job.artifact("encoder").local_folder(), job.runtime.device)
-    job.map_shards(partial(_make_groups, job.config, reader, load), reader.shards)
+    encoder = job.optional("encoder")  # only the backbone "clip" reads one
+    folder = encoder.local_folder() if encoder else None
+    load = partial(job.runtime.load_encoder, folder, job.runtime.device)
+    job.map_shards(partial(_make_groups, job.config, reader, load, job.runtime.device), reader.shards)
 
 
-def _make_groups(config: GroupsConfig, reader: CorpusReader, load: Any) -> ShardFunction:
-    features = image_backbone(config.grouping, load)
+def _make_groups(config: GroupsConfig, reader: CorpusReader, load: Any, device: str) -> ShardFunction:
+    features = image_backbone(config.grouping, load, device)
     return lambda shard: _groups_shard(config, reader, features, shard)
 
 
-def image_backbone(config: GroupingConfig, load: Any) -> Backbone:
+def image_backbone(config: GroupingConfig, load: Any, device: str = "auto") -> Backbone:
     """The backbone of a grouping config; the encoder is loaded only if it is the backbone."""
     if config.backbone != "clip":
-        return backbone(config)
+        where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        return backbone(config, device=where)
     encoder: EncoderLike = load()
     return tower_features(encoder.visual, encoder.mean, encoder.std, config.size, config.position_weight)
 

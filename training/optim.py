@@ -15,16 +15,16 @@ class OptimConfig:
     rate: float = 1.6e-3  # peak learning rate
     min_rate: float = 4e-5  # at the end of the cosine
     warmup: float = 0.05  # share of all steps
-    weight_decay: float = 0.05  # not on biases, norms, tokens and temperatures
+    weight_decay: float = 0.05  # of matrices and kernels; not of biases, norms, tokens and temperatures
     clip: float = 5.0  # largest gradient norm
     beta2: float = 0.999
 
 
 def adamw(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> torch.optim.AdamW:
-    """Decays matrices only: vectors and scalars are left alone."""
+    """Decays matrices and kernels. What has one or three dimensions is a vector, or a list of tokens."""
     trained = [(name, p) for name, p in parameters if p.requires_grad]
-    matrices = [p for _, p in trained if p.ndim > 1]
-    others = [p for _, p in trained if p.ndim <= 1]
+    matrices = [p for _, p in trained if p.ndim in (2, 4)]
+    others = [p for _, p in trained if p.ndim not in (2, 4)]
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},

@@ -1,6 +1,6 @@
 """Naming regions: training by the one-way noun-to-region loss, and segmenting with it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +14,11 @@ from storage.artifact import Artifact
 from storage.errors import ConfigError
 from training.data import Batch, decode_image, to_tensor
 from training.encoder import EncoderLike
-from training.features import Backbone
+from training.features import Backbone, unit_maps
 from training.grouping import GroupingConfig, group, masks
 from training.groups import normalised, read_groups, resize_square
 from training.losses import noun_to_region
-from training.regions import Parts, RegionEncoder, trainable
+from training.regions import Parts, RegionEncoder, Regions, trainable
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,9 @@ class RecognitionObjective:
         return to_tensor([resize_square(decode_image(data), self.config.size) for data in batch.images])
 
     def _masks(self, batch: Batch) -> Tensor:
-        maps = [self._shard_maps(shard)[name.rsplit("/", 1)[-1]] for name, (shard, _) in _located(batch)]
+        maps = [
+            self._shard_maps(shard)[name.removeprefix(f"{shard}/")] for name, (shard, _) in _located(batch)
+        ]
         labels_NHW = torch.from_numpy(np.stack(maps)).long()
         return masks(labels_NHW, int(labels_NHW.max()) + 1).to(self.encoder.device)
 
@@ -138,14 +140,11 @@ def read_regions(regions: Artifact, shard: str) -> dict[str, Tensor]:
     return {str(ids[a]): vectors_RC[a:b] for a, b in zip(starts, ends, strict=True)}
 
 
-Namer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # windows, masks -> region and image vectors
-
-
 class RegionSegmenter:
     """Groups the pixels of a window and names each region by the class nearest to its vector.
 
-    Like GroupViT's evaluation, the classes an image may show are its ``top_k`` nearest ones.
-    Background is what falls to one of the background prompts, if there are any.
+    Like GroupViT's evaluation, the classes an image may show are its ``top_k`` nearest ones. Background is
+    what falls to one of the background prompts, if there are any.
     """
 
     def __init__(
@@ -153,12 +152,25 @@ class RegionSegmenter:
         tower: RegionEncoder,
         encoder: EncoderLike,
         grouping: GroupingConfig,
-        features: Backbone,
+        features: Backbone | None,
         class_vectors: Sequence[NDArray[np.float32]],
         background_vectors: NDArray[np.float32] | None,
         size: int,
         top_k: int = 0,
     ) -> None:
+        """Makes a segmenter.
+
+        Args:
+            tower: names the regions.
+            encoder: its pixel normalisation and device.
+            grouping: how pixels are grouped.
+            features: by which; None to group by the maps that the tower pools anyway (one pass for both).
+            class_vectors: unit vectors [S, D] of each class' names.
+            background_vectors: unit vectors [B, D] of the background's names.
+            size: pixels a window is named at, whatever its aspect.
+            top_k: classes an image may show; 0 for all.
+        """
+        assert features is not None or tower.pools, "a transformer does not pool maps: give features"
         self.tower, self.encoder, self.size, self.top_k = tower.eval(), encoder, size, top_k
         self.grouping, self.features = grouping, features
         self.class_vectors = [torch.from_numpy(v).to(encoder.device) for v in class_vectors]
@@ -168,32 +180,48 @@ class RegionSegmenter:
     @torch.inference_mode()
     def __call__(self, window_NCHW: Tensor) -> Tensor:
         """Cosines [N, C, h, w] (background first where there is one) of windows in [0, 1]."""
-        labels_NHW = group(self.features(window_NCHW), range(len(window_NCHW)), self.grouping)
-        regions_NKHW = masks(labels_NHW, int(labels_NHW.max()) + 1)
-        return torch.stack(
-            [self._name(w[None], r[None]) for w, r in zip(window_NCHW, regions_NKHW, strict=True)]
+        pixels_NCHW = normalised(self._resized(window_NCHW), self.encoder)
+        if self.features is None:
+            maps_NChw = self.tower.dense(pixels_NCHW)
+            regions_NKHW = self._regions(unit_maps(maps_NChw, self.grouping.position_weight))
+            found = self.tower.pool(maps_NChw, regions_NKHW)
+        else:
+            regions_NKHW = self._regions(self.features(window_NCHW))
+            found = self.tower(pixels_NCHW, regions_NKHW)
+        scores_NKC = self._scores(found)
+        return torch.einsum("nkhw,nkc->nchw", regions_NKHW.to(scores_NKC), scores_NKC)
+
+    def _resized(self, window_NCHW: Tensor) -> Tensor:
+        square = (self.size, self.size)
+        if tuple(window_NCHW.shape[2:]) == square:
+            return window_NCHW
+        return functional.interpolate(
+            window_NCHW, square, mode="bilinear", align_corners=False, antialias=True
         )
 
-    def _name(self, window_1CHW: Tensor, regions_1KHW: Tensor) -> Tensor:
-        pixels = functional.interpolate(
-            window_1CHW, (self.size, self.size), mode="bilinear", align_corners=False, antialias=True
-        )
-        found = self.tower(normalised(pixels, self.encoder), regions_1KHW.to(self.encoder.device))
-        region_KD = functional.normalize(found.region_NKD[0], dim=-1)
-        cosine_KC = self.class_cosines(region_KD)
+    def _regions(self, features_NChw: Tensor) -> Tensor:
+        """Masks [N, K, h, w]. Every window has the same seed, so none depends on its batch."""
+        seeds = [self.grouping.seed] * len(features_NChw)
+        labels_Nhw = group(features_NChw, seeds, self.grouping)
+        return masks(labels_Nhw, int(labels_Nhw.max()) + 1).to(self.encoder.device)
+
+    def _scores(self, found: Regions) -> Tensor:
+        """Scores [N, K, labels] of the regions."""
+        region_NKD = functional.normalize(found.region_NKD, dim=-1)
+        cosine_NKC = self._class_cosines(region_NKD)
         if self.top_k:
-            cosine_KC = self._restrict(cosine_KC, functional.normalize(found.pooled_ND, dim=-1))
-        if self.background_BD is not None:
-            background_K1 = (region_KD @ self.background_BD.T).amax(1, keepdim=True)
-            cosine_KC = torch.cat([background_K1, cosine_KC], 1)
-        return torch.einsum("khw,kc->chw", regions_1KHW[0].to(cosine_KC), cosine_KC)
+            cosine_NKC = self._restrict(cosine_NKC, functional.normalize(found.pooled_ND, dim=-1))
+        if self.background_BD is None:
+            return cosine_NKC
+        background_NK1 = (region_NKD @ self.background_BD.T).amax(-1, keepdim=True)
+        return torch.cat([background_NK1, cosine_NKC], -1)
 
-    def class_cosines(self, vectors_KD: Tensor) -> Tensor:
-        """Cosine [K, C] of each vector to each class: the best over the class' names."""
-        return torch.stack([(vectors_KD @ names_SD.T).amax(1) for names_SD in self.class_vectors], 1)
+    def _class_cosines(self, vectors_XD: Tensor) -> Tensor:
+        """Cosine [..., C] of each vector to each class: the best over the class' names."""
+        return torch.stack([(vectors_XD @ names_SD.T).amax(-1) for names_SD in self.class_vectors], -1)
 
-    def _restrict(self, cosine_KC: Tensor, pooled_1D: Tensor) -> Tensor:
-        image_C = self.class_cosines(pooled_1D)[0]
-        allowed = image_C.topk(min(self.top_k, len(image_C))).indices
-        forbidden_C = torch.ones_like(image_C, dtype=torch.bool).index_fill(0, allowed, value=False)
-        return cosine_KC.masked_fill(forbidden_C, -1.0)
+    def _restrict(self, cosine_NKC: Tensor, pooled_ND: Tensor) -> Tensor:
+        image_NC = self._class_cosines(pooled_ND)
+        allowed = image_NC.topk(min(self.top_k, image_NC.shape[1]), dim=1).indices
+        forbidden_NC = torch.ones_like(image_NC, dtype=torch.bool).scatter(1, allowed, value=False)
+        return cosine_NKC.masked_fill(forbidden_NC[:, None], -1.0)

@@ -62,7 +62,10 @@ class PooledConvolutions:
 
     def tokens(self, image_NCHW: Tensor, regions_NKhw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Region means [N, K, C] and image means [N, C] of the last maps, and which regions are there."""
-        maps_NCHW = self.dense(image_NCHW)
+        return self.pool(self.dense(image_NCHW), regions_NKhw)
+
+    def pool(self, maps_NCHW: Tensor, regions_NKhw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, of maps that are already there."""
         weights_NKhw = coverage(regions_NKhw, maps_NCHW.shape[2], maps_NCHW.shape[3]).to(maps_NCHW.dtype)
         area_NK1 = weights_NKhw.sum((2, 3))[..., None]
         sums_NKC = torch.einsum("nkhw,nchw->nkc", weights_NKhw, maps_NCHW)

@@ -66,6 +66,19 @@ class RegionEncoder(nn.Module):
         regions_NKC, _, valid_NK = self._tower.tokens(image_NCHW, regions_NKhw)
         return regions_NKC, valid_NK
 
+    @property
+    def pools(self) -> bool:
+        """Whether regions are means of the maps that `dense` gives, so that maps in hand can be pooled."""
+        return isinstance(self._tower, PooledConvolutions)
+
+    def pool(self, maps_NCHW: Tensor, regions_NKhw: Tensor) -> Regions:
+        """Regions of maps that `dense` gave. Only where the tower pools."""
+        assert isinstance(self._tower, PooledConvolutions), (
+            "a transformer's regions are not means of its maps"
+        )
+        regions_NKC, pooled_NC, valid_NK = self._tower.pool(maps_NCHW, regions_NKhw)
+        return Regions(self.project(regions_NKC), self.project(pooled_NC), valid_NK)
+
     def project(self, tokens_XC: Tensor) -> Tensor:
         """The tower's projection into the joint space, of vectors [..., C]."""
         return self._tower.project(tokens_XC)

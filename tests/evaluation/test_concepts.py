@@ -72,18 +72,18 @@ def test_plural_single_words_agree_with_a_morphology_library() -> None:
 def test_concept_metrics_small_case_equals_the_count_by_hand() -> None:
     scores = concept_metrics(TRUTH, CAPTION, RANKED, LOOKUP, m=2)
     assert (scores.m, scores.images, scores.pairs) == (2, 2, 3)
-    assert scores.caption_recall == pytest.approx(1 / 3)  # person
-    assert scores.archive_recall == pytest.approx(3 / 3)
-    assert scores.union_recall == pytest.approx(3 / 3)
+    assert scores.pooled_caption_recall == pytest.approx(1 / 3)  # person
+    assert scores.pooled_archive_recall == pytest.approx(3 / 3)
+    assert scores.pooled_union_recall == pytest.approx(3 / 3)
     assert scores.archive_precision == pytest.approx(3 / 3)  # the road cannot be judged
-    assert scores.macro_caption_recall == pytest.approx((1 / 2 + 0) / 2)
-    assert scores.macro_archive_recall == scores.macro_union_recall == 1
+    assert scores.caption_recall == pytest.approx((1 / 2 + 0) / 2)
+    assert scores.archive_recall == scores.union_recall == 1
 
 
 def test_concept_metrics_larger_m_takes_in_wrong_classes() -> None:
     few, many = (concept_metrics(TRUTH, CAPTION, RANKED, LOOKUP, m=m) for m in (1, 3))
-    assert few.archive_recall == pytest.approx(1 / 3)
-    assert few.union_recall == pytest.approx(2 / 3)
+    assert few.pooled_archive_recall == pytest.approx(1 / 3)
+    assert few.pooled_union_recall == pytest.approx(2 / 3)
     assert few.whole_archive_recall == few.whole_union_recall == 1
     assert many.archive_precision == pytest.approx(3 / 4)
 
@@ -110,8 +110,8 @@ def test_concept_metrics_real_captions_name_more_with_synonyms(real_data: Path) 
         for table in (None, classes.COCO_SYNONYMS)
     )
     assert (plain.images, plain.pairs) == (94, 191)
-    assert 0.3 < plain.caption_recall < 0.4
-    assert 0.5 < wide.caption_recall < 0.65
+    assert 0.3 < plain.pooled_caption_recall < 0.4
+    assert 0.5 < wide.pooled_caption_recall < 0.65
 
 
 def word_groups(caption: str) -> set[str]:
