@@ -1,44 +1,282 @@
-"""The ``cocu`` command."""
+"""The ``cocu`` command.
+
+Every command imports what it needs when it runs: ``cocu ls`` must not wait for torch.
+"""
+# ruff: noqa: PLC0415
 
 import sys
+import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.exceptions import TyperException
 
-from storage.errors import CocuError
+from flows.faults import one_line, told
+from flows.terminal import print_json, print_results, print_table, say, size
+
+INTERRUPTED = 130  # exit status of what Ctrl-C stopped
+STOPPED = "stopped; what is finished is kept, the same command goes on from there"
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    epilog="Every command takes --debug: a fault is then shown with its traceback.",
 )
-CONFIG = typer.Argument(help="TOML file of the run.")
+
+ConfigFile = Annotated[Path, typer.Argument(help="TOML file of the run.", metavar="CONFIG")]
+StoreUrl = Annotated[str, typer.Option("--store", help="Folder or fsspec URL the artifacts lie in.")]
+Engine = Annotated[Literal["local", "ray"], typer.Option(help="Where shards are worked on.")]
+Workers = Annotated[int, typer.Option(min=1, help="Workers of the Ray engine.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Until = Annotated[str | None, typer.Option(metavar="STAGE", help="Run this stage and what it needs.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Another value than the config's; repeatable."),
+]
+StageName = Annotated[str, typer.Argument(help="Name of a stage, such as archive.", metavar="STAGE")]
+Fingerprint = Annotated[str | None, typer.Option(help="Which artifact, by how it begins; else the newest.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but faults.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print data for other programs.")]
 
 
 def main() -> None:
-    """Runs a command; a fault a person can mend is one line on stderr and exit status 1."""
+    """Runs a command; a fault is one line on stderr and an exit status that is not 0."""
+    arguments = [word for word in sys.argv[1:] if word != "--debug"] or ["--help"]
     try:
-        app()
-    except CocuError as error:
-        print(f"cocu: {error}", file=sys.stderr)
-        sys.exit(1)
+        status = app(arguments, prog_name="cocu", standalone_mode=False)
+    except TyperException as error:  # a command line that is none
+        fail(f"{one_line(error.format_message())} (cocu --help tells more)", 2)
+    except (KeyboardInterrupt, typer.Abort):
+        fail(STOPPED, INTERRUPTED)
+    except Exception as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        fail(told(error), 1)
+    if status == INTERRUPTED:
+        fail(STOPPED, INTERRUPTED)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def fail(message: str, status: int) -> None:
+    """Ends the process with one line on stderr."""
+    sys.stderr.write(f"cocu: {message}\n")
+    sys.exit(status)
+
+
+@app.command()
+def demo(
+    store: StoreUrl = "store",
+    seed: Annotated[int, typer.Option(min=0, help="Another one than 0 makes another corpus and models.")] = 0,
+    device: Device = "auto",
+    set_: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run the whole method on the built-in corpus, in minutes on two cores.
+
+    Writes runs/demo/summary.json and runs/demo/report.html here. Nothing is downloaded.
+
+    Example: `cocu demo`
+    """
+    from flows.demo import demo_config, run_demo
+    from flows.run import make_runtime
+
+    settings = demo_config(seed, set_ or ())
+    folder = Path("runs") / settings.name
+    results = run_demo(settings, store, make_runtime("local", 1, device, quiet), folder)
+    if not quiet:
+        print_results(results.summary)
+        say(f"{folder / 'summary.json'}\n{folder / 'report.html'}")
 
 
 @app.command()
 def run(
-    config: Annotated[Path, CONFIG],
-    store: str = "store",
-    engine: str = "local",
-    workers: int = 1,
-    device: str = "auto",
-    until: str | None = None,
-    set_: Annotated[list[str] | None, typer.Option("--set")] = None,
+    config: ConfigFile,
+    store: StoreUrl = "store",
+    engine: Engine = "local",
+    workers: Workers = 1,
+    device: Device = "auto",
+    until: Until = None,
+    set_: Overrides = None,
+    quiet: Quiet = False,
+    json_: AsJson = False,
 ) -> None:
-    """Run."""
+    """Run what is missing of a config's stages, and show what was measured.
+
+    With nothing changed no stage runs again. After an interruption the same command goes on.
+
+    Example: `cocu run configs/demo.toml --store ./store --until archive --set expand.neighbours=8`
+    """
     from flows.run import execute, make_runtime, plan_run
 
-    name, plan = plan_run(config, store, set_ or [])
-    path = execute(name, plan, until, make_runtime(engine, workers, device))
-    print(path.read_text())
+    if workers > 1 and engine == "local":
+        sys.stderr.write("cocu: the local engine is one process; --workers counts with --engine ray\n")
+    name, plan = plan_run(config, store, set_ or ())
+    results = execute(name, plan, until, make_runtime(engine, workers, device, quiet))
+    if json_:
+        print_json(results.summary)
+    elif not quiet:
+        print_results(results.summary)
+        say(results.location)
+
+
+@app.command()
+def plan(
+    config: ConfigFile,
+    store: StoreUrl = "store",
+    until: Until = None,
+    set_: Overrides = None,
+    json_: AsJson = False,
+) -> None:
+    """Show what a run would reuse, resume or run, and the setting that differs from earlier artifacts.
+
+    Example: `cocu plan configs/demo.toml --set expand.neighbours=8`
+    """
+    from flows.decisions import as_rows, decide
+    from flows.run import plan_run
+    from flows.showing import print_decisions
+
+    _, declared = plan_run(config, store, set_ or ())
+    decisions = decide(declared.until(until))
+    if json_:
+        print_json(as_rows(decisions))
+    else:
+        print_decisions(decisions)
+
+
+@app.command()
+def ls(
+    stage: Annotated[str | None, typer.Argument(help="Only this stage.", metavar="[STAGE]")] = None,
+    store: StoreUrl = "store",
+    json_: AsJson = False,
+) -> None:
+    """List the artifacts of a store, oldest first.
+
+    Example: `cocu ls archive --store ./store --json`
+    """
+    from flows.catalogue import open_store, row, stage_artifacts
+
+    rows = [row(artifact) for artifact in stage_artifacts(open_store(store), stage)]
+    if json_:
+        print_json(rows)
+    else:
+        shown = [{**row, "created": row["created"][:19], "bytes": size(row["bytes"])} for row in rows]
+        print_table(("stage", "fingerprint", "rows", "created", "bytes"), [list(r.values()) for r in shown])
+
+
+@app.command()
+def show(
+    stage: StageName,
+    fingerprint: Fingerprint = None,
+    rows: Annotated[int, typer.Option(min=0, help="Rows of each table.")] = 5,
+    store: StoreUrl = "store",
+    json_: AsJson = False,
+) -> None:
+    """Show an artifact: its manifest, and the first rows of its tables.
+
+    Example: `cocu show archive --rows 3`
+    """
+    from flows.catalogue import find_artifact, open_store, record
+
+    found = record(find_artifact(open_store(store), stage, fingerprint), rows)
+    if json_:
+        print_json(found)
+    else:
+        from flows.showing import print_artifact
+
+        print_artifact(found)
+
+
+@app.command()
+def path(stage: StageName, fingerprint: Fingerprint = None, store: StoreUrl = "store") -> None:
+    """Print where an artifact lies.
+
+    Example: `ls $(cocu path archive)`
+    """
+    from flows.catalogue import find_artifact, location, open_store
+
+    say(location(find_artifact(open_store(store), stage, fingerprint)))
+
+
+@app.command()
+def gc(
+    store: StoreUrl = "store",
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them; else they are only listed.")] = False,
+    json_: AsJson = False,
+) -> None:
+    """List, and with --yes remove, what no run's summary leads to and what interrupted runs left.
+
+    Example: `cocu gc --store ./store --yes`
+    """
+    from flows.catalogue import open_store
+    from flows.garbage import as_rows, find_garbage, remove
+
+    garbage = find_garbage(open_store(store))
+    if yes:
+        remove(garbage)
+    rows = as_rows(garbage)
+    if json_:
+        print_json({"removed": yes, "bytes": sum(item.bytes for item in garbage), "artifacts": rows})
+        return
+    if rows:
+        print_table(tuple(rows[0]), [[*list(row.values())[:-1], size(row["bytes"])] for row in rows])
+    total = f"{len(rows)} folders, {size(sum(item.bytes for item in garbage))}"
+    say(f"removed {total}" if yes else f"would remove {total}" + ("; add --yes to do so" if rows else ""))
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="Check what this config needs too.")] = None,
+    store: StoreUrl = "store",
+    set_: Overrides = None,
+    json_: AsJson = False,
+) -> None:
+    """Check packages, device, Prefect, store, and the weights and data a config names.
+
+    The exit status is 1 when something needed is missing.
+
+    Example: `cocu doctor configs/flickr8k.toml`
+    """
+    from dataclasses import asdict
+
+    from flows.doctor import check_machine
+
+    checks = check_machine(store)
+    if config:
+        from flows.doctor_config import check_config
+
+        checks += check_config(config, store, set_ or ())
+    rows: list[dict[str, Any]] = [asdict(check) for check in checks]
+    if json_:
+        print_json(rows)
+    else:
+        print_table(("check", "", "found", "what to do"), [list(row.values()) for row in rows])
+    raise typer.Exit(1 if any(check.status == "missing" for check in checks) else 0)
+
+
+@app.command()
+def serve(
+    config: ConfigFile,
+    cron: Annotated[str, typer.Option(help="When to run: minute, hour, day, month, weekday.")],
+    name: Annotated[str | None, typer.Option(help="Of the deployment; else the config's file name.")] = None,
+    store: StoreUrl = "store",
+    engine: Engine = "local",
+    workers: Workers = 1,
+    device: Device = "auto",
+    until: Until = None,
+    set_: Overrides = None,
+) -> None:
+    """Run a config on a schedule of the Prefect server that PREFECT_API_URL names; Ctrl-C ends it.
+
+    Example: `cocu serve configs/flickr8k.toml --cron "0 3 * * *" --store s3://bucket/store`
+    """
+    from flows.deployments import run_parameters
+    from flows.deployments import serve as serve_deployment
+
+    parameters = run_parameters(config, store, engine, workers, device, until, set_ or ())
+    deployment = name or config.stem
+    serve_deployment(deployment, cron, parameters)
 
 
 if __name__ == "__main__":

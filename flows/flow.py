@@ -1,14 +1,19 @@
 """The Prefect flow: one task per stage, in the order the method declares them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
+from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
 from flows.plan import Node
+from flows.prefect_server import require_server
+from flows.progress import spinner
 from flows.tasks import stage_task
+from flows.temporary_server import temporary_server
 from storage.runtime import Runtime
 
 
@@ -28,13 +33,42 @@ def run_nodes(name: str, nodes: Sequence[Node], runtime: Runtime) -> None:
             state.result()
             states[node.artifact.fingerprint] = state
 
-    method()
+    with a_server():
+        method()
 
 
-@flow(name="cocu-run")
-def scheduled(config: str, store: str, engine: str = "local", workers: int = 1, device: str = "auto") -> str:
-    """A whole run from a config file: what ``cocu serve`` deploys. Returns the summary's path."""
+@contextmanager
+def a_server() -> Iterator[None]:
+    """The Prefect server that is configured, or one for the length of the block.
+
+    Raises:
+        InputError: when it does not answer.
+    """
+    url = get_current_settings().api.url
+    if url:
+        require_server(url)
+        yield
+        return
+    with ExitStack() as stack:
+        with spinner("starting a Prefect server for this run"):
+            url = stack.enter_context(temporary_server())
+        stack.enter_context(temporary_settings({PREFECT_API_URL: url}))
+        yield
+
+
+@flow(name="cocu-run", persist_result=False)
+def scheduled(
+    config: str,
+    store: str,
+    engine: str = "local",
+    workers: int = 1,
+    device: str = "auto",
+    until: str | None = None,
+    overrides: list[str] | None = None,
+) -> str:
+    """A whole run from a config file: what ``cocu serve`` deploys. Returns where the summary lies."""
     from flows.run import execute, make_runtime, plan_run  # noqa: PLC0415  (they import this module)
 
-    name, plan = plan_run(Path(config), store)
-    return str(execute(name, plan, None, make_runtime(engine, workers, device)))
+    name, plan = plan_run(Path(config), store, overrides or ())
+    runtime = make_runtime(engine, workers, device, quiet=True)
+    return execute(name, plan, until, runtime).location

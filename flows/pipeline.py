@@ -17,6 +17,7 @@ from curation.index import EXPAND, INDEX
 from curation.pretrain import PRETRAIN
 from curation.vocabulary import MENTIONS, VOCABULARY
 from evaluation.evaluate import EVALUATE, EvaluateConfig
+from evaluation.preview import PREVIEW, PreviewConfig
 from evaluation.recall import RECALL
 from flows.config import BenchmarkRun, Config
 from flows.plan import Plan
@@ -51,9 +52,11 @@ def declare(do: Plan, c: Config) -> None:
 
     # What the archives name, and what the segmenters see
     recall = do(RECALL, c.recall, **curated) if c.recall else None
-    scores = [score for run in c.evaluate.benchmarks for score in evaluations(do, c, run, encoder, models)]
     trained = {f"model {name}": model for name, model in models.items()}
-    measured = {f"score {number:02d}": score for number, score in enumerate(scores)}
+    measured: Artifacts = {}
+    for run in c.evaluate.benchmarks:
+        measured |= evaluations(do, c, run, encoder, models)
+        measured |= previews(do, c, run, encoder, models, corpus)
     do(REPORT, c.report, recall=recall, **curated, **trained, **measured)
 
 
@@ -87,10 +90,11 @@ def groupings(do: Plan, c: Config, encoder: Artifact, curated: Artifacts) -> Art
     """Grouping plus recognition, once per kind of noun, on the same regions."""
     if not c.train.grouping:
         return {}
-    images = {"corpus": curated["corpus"], "encoder": encoder}
-    seen = {"groups": do(GROUPS, c.groups, **images)}
+    corpus = curated["corpus"]
+    by_encoder = encoder if c.groups.grouping.backbone == "clip" else None
+    seen = {"groups": do(GROUPS, c.groups, corpus=corpus, encoder=by_encoder)}
     if c.train.grouping.recognition.trains == "head":  # what lies before the head is frozen: computed once
-        seen = {"regions": do(REGIONS, c.regions, **images, **seen)}
+        seen = {"regions": do(REGIONS, c.regions, corpus=corpus, encoder=encoder, **seen)}
     models: Artifacts = {}
     for nouns in c.train.nouns:
         training, name = replace(c.train.grouping, nouns=nouns), f"grouping_{nouns}"
@@ -100,16 +104,36 @@ def groupings(do: Plan, c: Config, encoder: Artifact, curated: Artifacts) -> Art
     return models
 
 
-def evaluations(
-    do: Plan, c: Config, run: BenchmarkRun, encoder: Artifact, models: Artifacts
-) -> list[Artifact]:
+def evaluations(do: Plan, c: Config, run: BenchmarkRun, encoder: Artifact, models: Artifacts) -> Artifacts:
     """Every model on one benchmark; beside them the untrained encoder and the oracle of its regions."""
-    name = run.benchmark.name
-    labelled = a_corpus(do, run.corpus, f"corpus of {name}") if run.corpus else None
+    labelled = labelled_images(do, run)
     ceilings = ("grouping_untrained", "grouping_oracle") if c.evaluate.ceilings and c.train.grouping else ()
-    scores = []
+    scores: Artifacts = {}
     for model in (*models, *ceilings):
         config = EvaluateConfig.of(model, run.benchmark, c.groups.grouping, c.regions.size)
-        inputs = {"model": models.get(model), "encoder": encoder, "labelled": labelled}
-        scores.append(do(EVALUATE, config, f"evaluate {model} on {name}", **inputs))
+        label, weights = f"evaluate {model} on {run.benchmark.name}", models.get(model)
+        scores[f"score {model} on {run.benchmark.name}"] = do(
+            EVALUATE, config, label, model=weights, encoder=encoder, labelled=labelled
+        )
     return scores
+
+
+def previews(
+    do: Plan, c: Config, run: BenchmarkRun, encoder: Artifact, models: Artifacts, corpus: Artifact
+) -> Artifacts:
+    """What each model sees in some images of the benchmark and (once) of the corpus, for the report."""
+    labelled = labelled_images(do, run)
+    first = corpus if run is c.evaluate.benchmarks[0] else None
+    shown: Artifacts = {}
+    for model, weights in models.items():
+        config = EvaluateConfig.of(model, run.benchmark, c.groups.grouping, c.regions.size)
+        label, seen = f"preview {model} on {run.benchmark.name}", PreviewConfig(config, c.report.examples)
+        shown[label] = do(
+            PREVIEW, seen, label, model=weights, encoder=encoder, labelled=labelled, corpus=first
+        )
+    return shown
+
+
+def labelled_images(do: Plan, run: BenchmarkRun) -> Artifact | None:
+    """The benchmark's images as a corpus, where they are rendered."""
+    return a_corpus(do, run.corpus, f"corpus of {run.benchmark.name}") if run.corpus else None

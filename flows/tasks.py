@@ -1,5 +1,7 @@
 """Stages as Prefect tasks: retried when a store or a network fails, never for a fault of the input."""
 
+import errno
+from collections.abc import Iterator
 from typing import Any
 
 from prefect import Task, task
@@ -12,6 +14,10 @@ from storage.manifest import Manifest
 from storage.runtime import Runtime
 from storage.stage import materialize
 
+RETRY_DELAYS = [2.0, 20.0]  # seconds
+LASTING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+LASTING_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
 
 def stage_task(node: Node, runtime: Runtime) -> Task[[], Artifact]:
     """The task that materialises one stage and publishes its counts, named after its fingerprint."""
@@ -20,8 +26,8 @@ def stage_task(node: Node, runtime: Runtime) -> Task[[], Artifact]:
         name=node.stage.name,
         task_run_name=f"{node.label} {node.artifact.fingerprint[:8]}",
         tags=["cocu", node.stage.name],
-        retries=2,
-        retry_delay_seconds=[2, 20],
+        retries=len(RETRY_DELAYS),
+        retry_delay_seconds=RETRY_DELAYS,
         retry_condition_fn=is_transient,
         cache_policy=NO_CACHE,  # the store decides what is done
         persist_result=False,
@@ -36,9 +42,20 @@ def stage_task(node: Node, runtime: Runtime) -> Task[[], Artifact]:
 
 
 def is_transient(_task: Any, _run: Any, state: Any) -> bool:
-    """Whether trying again may help: faults of a network pass, faults of the input do not."""
-    fault = state.data if isinstance(state.data, BaseException) else None
-    return isinstance(fault, OSError)
+    """Whether trying again may help: faults of a network pass, a full disk or a wrong path does not.
+
+    What the store raises for people has the operating system's own error as its cause.
+    """
+    faults = [fault for fault in _chain(state.data) if isinstance(fault, OSError)]
+    return bool(faults) and not any(
+        isinstance(fault, LASTING) or fault.errno in LASTING_CODES for fault in faults
+    )
+
+
+def _chain(fault: object) -> Iterator[BaseException]:
+    while isinstance(fault, BaseException):
+        yield fault
+        fault = getattr(fault, "cause", None) or fault.__cause__
 
 
 def publish(label: str, manifest: Manifest) -> None:
@@ -54,4 +71,4 @@ def publish(label: str, manifest: Manifest) -> None:
 
 def artifact_key(label: str) -> str:
     """Lower-case letters, digits and dashes, as Prefect wants its keys."""
-    return "".join(c if c.isalnum() else "-" for c in label.lower()).strip("-")
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in label.lower()).strip("-")
