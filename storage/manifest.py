@@ -80,7 +80,7 @@ class Manifest:
     def rows(self) -> int:
         """Rows of the tables, or samples in the files when there is no table."""
         tables = [part.rows for part in self.parts if part.table not in (None, "quarantine", "ids")]
-        return sum(tables) if tables else sum(part.rows for part in self.parts)
+        return sum(tables) if tables else sum(part.rows for part in self.parts if part.table is None)
 
     @property
     def bytes(self) -> int:

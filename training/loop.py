@@ -8,7 +8,7 @@ import io
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -132,6 +132,7 @@ def save(
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "random": torch.get_rng_state(),
+        "random_cuda": torch.cuda.get_rng_state_all(),
         "step": step,
         "losses": {"step": losses.step, "loss": losses.loss, "rate": losses.rate},
     }
@@ -150,14 +151,23 @@ def restore(folder: Folder, model: nn.Module, optimizer: torch.optim.Optimizer) 
         data = folder.read(CHECKPOINT)
     except FileNotFoundError:
         return 0, Losses()
+    state, remedy = _load(data), f"remove '{folder.path(CHECKPOINT)}' to start again"
+    if state is None:
+        raise StoreError(f"the checkpoint is broken; {remedy}")
     try:
-        state = cast("dict[str, Any]", torch.load(io.BytesIO(data), weights_only=True))
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-    except Exception as error:  # torch raises many kinds for a file that is no checkpoint
-        where = folder.path(CHECKPOINT)
-        raise StoreError(
-            f"the checkpoint '{where}' cannot be resumed ({error}); remove it to start again"
-        ) from error
-    torch.set_rng_state(state["random"])
-    return state["step"], Losses(**state["losses"])
+        torch.set_rng_state(state["random"])
+        for device, random in zip(range(torch.cuda.device_count()), state["random_cuda"], strict=False):
+            torch.cuda.set_rng_state(random, device)
+        return int(state["step"]), Losses(**state["losses"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise StoreError(f"the checkpoint is of another model ({error}); {remedy}") from error
+
+
+def _load(data: bytes) -> dict[str, Any] | None:
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception:  # torch raises many kinds for a file that is no checkpoint
+        return None
+    return state if isinstance(state, dict) else None
