@@ -7,7 +7,7 @@ Every command imports what it needs when it runs: ``cocu ls`` must not wait for 
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from typer.exceptions import TyperException
@@ -241,17 +241,18 @@ def doctor(
     from dataclasses import asdict
 
     from flows.doctor import check_machine
+    from flows.showing import print_checks
 
-    checks = check_machine(store)
+    wanted = []
     if config:
         from flows.doctor_config import check_config
 
-        checks += check_config(config, store, set_ or ())
-    rows: list[dict[str, Any]] = [asdict(check) for check in checks]
+        wanted = check_config(config, store, set_ or ())
+    checks = [*check_machine(store), *wanted]
     if json_:
-        print_json(rows)
+        print_json([asdict(check) for check in checks])
     else:
-        print_table(("check", "", "found", "what to do"), [list(row.values()) for row in rows])
+        print_checks(checks)
     raise typer.Exit(1 if any(check.status == "missing" for check in checks) else 0)
 
 

@@ -1,9 +1,10 @@
-"""An artifact, and a plan, on the terminal."""
+"""An artifact, a plan, and a doctor's findings on the terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flows.decisions import Decision
+from flows.doctor import Check
 from flows.faults import one_line
 from flows.terminal import cell, print_table, say, size
 
@@ -45,3 +46,12 @@ def print_decisions(decisions: Sequence[Decision]) -> None:
             say(f"        {one_line(reason)}")
     counts = {action: sum(d.action == action for d in decisions) for action in ("reuse", "resume", "run")}
     say(", ".join(f"{action} {number}" for action, number in counts.items() if number))
+
+
+def print_checks(checks: Sequence[Check]) -> None:
+    """What was found, and beneath it what to do."""
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        say(f"{check.status:<7} {check.name:<{width}}  {one_line(check.found)}")
+        if check.remedy:
+            say(f"        {'':<{width}}  → {one_line(check.remedy)}")

@@ -1,0 +1,148 @@
+"""kill -9 in the middle of a stage, then the same command: the same bytes as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+COMMAND = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from curation.encoder import load_encoder
+from flows.run import plan_run
+from storage.runtime import Runtime
+from storage.stage import materialize
+
+name, plan = plan_run(Path(sys.argv[1]), sys.argv[2])
+runtime = Runtime(device="cpu", load_encoder=load_encoder, locations=plan.locations)
+for stage in ("train groupvit_archive", "train grouping_archive"):
+    for node in plan.until(stage):
+        materialize(node.stage, node.config, node.inputs, plan.store, runtime)
+"""
+CONFIG = """
+name = "resume"
+
+[encoder]
+model = "local-dir:{encoder}"
+
+[[corpus.sources]]
+name = "scenes"
+kind = "scenes"
+scenes = {{ count = 120, shard_size = 3 }}
+
+[vocabulary]
+gallery = "scenes"
+
+[groups.grouping]
+backbone = "lab"
+size = 16
+starts = 1
+iterations = 4
+
+[regions]
+size = 64
+
+[train]
+nouns = ["archive"]
+
+[train.groupvit.model]
+image_size = 64
+patch_size = 16
+width = 48
+heads = 2
+depths = [1, 1, 1]
+groups = [8, 4, 0]
+text_width = 32
+text_layers = 1
+text_heads = 2
+context_length = 24
+projection_dim = 32
+projection_hidden = 64
+
+[train.groupvit.loop]
+epochs = 6
+batch_size = 30
+checkpoint_every = 3
+
+[train.grouping]
+recognition = {{ trains = "head", size = 64 }}
+
+[train.grouping.loop]
+epochs = 30
+batch_size = 30
+checkpoint_every = 2
+"""
+
+
+class Command:
+    """One command line, run as often as it takes."""
+
+    def __init__(self, config: Path, store: Path) -> None:
+        self.arguments, self.store = [sys.executable, "-c", COMMAND, str(config), str(store)], store
+
+    def start(self) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(self.arguments, cwd=ROOT, stderr=subprocess.PIPE)
+
+    def finish(self) -> None:
+        process = self.start()
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors.decode()
+
+    def kill_when(self, pattern: str) -> list[Path]:
+        """Starts it, kills it as soon as the store holds such a file; returns those there are then."""
+        process = self.start()
+        while process.poll() is None and not any(self.store.glob(pattern)):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGKILL, errors.decode()
+        return sorted(self.store.glob(pattern))
+
+
+def parts(store: Path) -> dict[str, bytes]:
+    """Every file of the store that is named in a manifest."""
+    found = {}
+    for manifest in sorted(store.glob("*/*/manifest.json")):
+        for part in json.loads(manifest.read_bytes())["parts"]:
+            path = manifest.parent / part["name"]
+            found[str(path.relative_to(store))] = path.read_bytes()
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is a signal")
+def test_run_killed_in_embed_and_in_both_trainings_ends_with_the_bytes_of_an_uninterrupted_one(
+    tiny_encoder: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "resume.toml"
+    config.write_text(CONFIG.format(encoder=tiny_encoder))
+    whole, broken = Command(config, tmp_path / "whole"), Command(config, tmp_path / "broken")
+
+    embedded = broken.kill_when("embed/*/_progress/*.json")
+    assert 0 < len(embedded) < 40
+    assert not list(broken.store.glob("embed/*/manifest.json"))
+    first_part = next(broken.store.glob("embed/*/scenes.00000.embeddings.parquet"))
+    written = first_part.stat().st_mtime_ns
+
+    (groupvit,) = broken.kill_when("train/*/_progress/checkpoint.pt")
+    assert not list(broken.store.glob("train/*/manifest.json"))
+    assert first_part.stat().st_mtime_ns == written  # not made again
+
+    (head,) = broken.kill_when(f"train/[!{groupvit.parts[-3][0]}]*/_progress/checkpoint.pt")
+    assert list(broken.store.glob("train/*/manifest.json")) == [groupvit.parents[1] / "manifest.json"]
+    assert head.is_file()
+
+    broken.finish()
+    whole.finish()
+    assert {name.split("/")[0] for name in parts(whole.store)} >= {"embed", "regions", "archive", "train"}
+    ours, theirs = parts(broken.store), parts(whole.store)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if ours[name] != theirs[name]] == []
+    assert not list(broken.store.glob("*/*/_progress"))

@@ -1,0 +1,123 @@
+"""Where the trainers' nouns come from, and that they are joined by id."""
+
+import dataclasses
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from curation.archive import ARCHIVE
+from curation.vocabulary import MENTIONS
+from storage.artifact import Artifact
+from storage.runtime import Runtime
+from storage.schemas import table_of
+from storage.stage import Job, Output, materialize
+from training.nouns import DrawConfig, Kind, NounLists, NounSource, concatenate, draw_nouns
+
+SIDECARS: dict[Kind, str] = {"caption": "mentions", "archive": "archive", "truth": "corpus"}
+TABLES = {"caption": ("mentions", MENTIONS), "archive": ("archives", ARCHIVE)}
+
+
+def source(run: Any, kind: Kind) -> NounSource:
+    return NounSource(kind, run["corpus"], run["vocabulary"], run[SIDECARS[kind]])
+
+
+def ids_of(run: Any, shard: str) -> list[str]:
+    found: list[str] = run["corpus"].read("samples", shard, ["sample_id"])["sample_id"].to_pylist()
+    return found
+
+
+def lists(nouns: NounLists) -> list[list[int]]:
+    return [part.tolist() for part in np.split(nouns.concept, nouns.offsets[1:-1])]
+
+
+def equal(one: NounLists, other: NounLists) -> bool:
+    fields = [field.name for field in dataclasses.fields(NounLists)]
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in fields)
+
+
+def test_nouns_of_captions_are_the_mentions(curated: Any) -> None:
+    shard = curated["corpus"].shards[1]
+    nouns = source(curated, "caption").shard(shard, ids_of(curated, shard))
+    assert lists(nouns) == curated["mentions"].read("mentions", shard)["concept_ids"].to_pylist()
+    assert not nouns.score.any()
+    starts = np.repeat(nouns.offsets[:-1], np.diff(nouns.offsets))
+    np.testing.assert_array_equal(nouns.cluster, np.arange(len(starts)) - starts)  # each its own
+
+
+def test_nouns_of_archives_have_their_scores_and_clusters(curated: Any) -> None:
+    shard = curated["corpus"].shards[0]
+    nouns = source(curated, "archive").shard(shard, ids_of(curated, shard))
+    records = [r for a in curated["archive"].read("archives", shard)["concepts"].to_pylist() for r in a]
+    assert nouns.concept.tolist() == [record["concept_id"] for record in records]
+    assert nouns.cluster.tolist() == [record["cluster"] for record in records]
+    np.testing.assert_allclose(nouns.score, [record["score"] for record in records])
+
+
+def test_nouns_of_the_truth_are_the_classes_the_vocabulary_knows(curated: Any) -> None:
+    shard = curated["corpus"].shards[2]
+    nouns = source(curated, "truth").shard(shard, ids_of(curated, shard))
+    names = curated["vocabulary"].read("concepts")["name"].to_pylist()
+    told = curated["corpus"].read("truth", shard)["classes"].to_pylist()
+    assert [[names[c] for c in row] for row in lists(nouns)] == [
+        [n for n in row if n in names] for row in told
+    ]
+
+
+@pytest.mark.parametrize("kind", ["caption", "archive"])
+def test_nouns_are_joined_by_id_whatever_the_order_of_the_sidecar(kind: Kind, curated: Any) -> None:
+    table, stage = TABLES[kind]
+    original: Artifact = curated[SIDECARS[kind]]
+
+    def shuffle(job: Job[Any]) -> None:
+        for shard in original.shards:
+            rows = original.read(table, shard)
+            order = random.Random(shard).sample(range(len(rows)), len(rows))[:-1]  # noqa: S311 - one is lost
+            job.write(
+                Output({table: table_of(table, {n: rows[n].take(order) for n in rows.column_names})}), shard
+            )
+
+    stirred = materialize(
+        dataclasses.replace(stage, run=shuffle, version=100), None, {}, curated.plan.store, Runtime()
+    )
+    shard = original.shards[0]
+    ids = ids_of(curated, shard)
+    present = set(stirred.read(table, shard)["sample_id"].to_pylist())
+    one = source(curated, kind).shard(shard, ids)
+    other = dataclasses.replace(source(curated, kind), sidecar=stirred).shard(shard, ids)
+    expected = [row if name in present else [] for name, row in zip(ids, lists(one), strict=True)]
+    assert lists(other) == expected
+    assert [] in expected
+
+
+def test_nouns_come_in_the_order_asked_for_and_strangers_have_none(curated: Any) -> None:
+    shard = curated["corpus"].shards[0]
+    ids = ids_of(curated, shard)
+    nouns = source(curated, "archive")
+    forwards, backwards = nouns.shard(shard, ids), nouns.shard(shard, ids[::-1])
+    assert lists(backwards) == lists(forwards)[::-1]
+    assert lists(nouns.shard(shard, ["scenes/none", ids[4]])) == [[], lists(forwards)[4]]
+
+
+def test_rows_and_concatenation_keep_lists_whole(curated: Any) -> None:
+    shard = curated["corpus"].shards[0]
+    nouns = source(curated, "archive").shard(shard, ids_of(curated, shard))
+    order = [5, 0, 5, 29]
+    assert lists(nouns.rows(order)) == [lists(nouns)[row] for row in order]
+    assert equal(concatenate([nouns.rows([row]) for row in order]), nouns.rows(order))
+    assert lists(concatenate([NounLists.empty(2), nouns.rows([3])])) == [[], [], lists(nouns)[3]]
+    assert len(nouns.rows([]).concept) == 0
+
+
+def test_drawn_nouns_are_concept_ids_or_minus_one(curated: Any) -> None:
+    shard = curated["corpus"].shards[0]
+    ids = ids_of(curated, shard)
+    nouns = source(curated, "caption").shard(shard, ids)
+    drawn_NM = draw_nouns(nouns, ids, DrawConfig(count=4), seed=0, epoch=0)
+    for row, listed in zip(drawn_NM.tolist(), lists(nouns), strict=True):
+        taken = [concept for concept in row if concept >= 0]
+        assert sorted(taken) == sorted(listed)[: len(taken)] or len(listed) > 4
+        assert len(taken) == min(4, len(listed))
+    none = draw_nouns(NounLists.empty(2), ["a", "b"], DrawConfig(), seed=0, epoch=0)
+    assert none.tolist() == [[-1, -1, -1], [-1, -1, -1]]

@@ -1,0 +1,117 @@
+"""Region recognition end to end: stored regions and whole images, convolutional tower and transformer."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from curation.corpus import CorpusConfig
+from curation.encoder import EncoderConfig, load_encoder, save_encoder
+from curation.openclip import new_model, open_clip
+from curation.scenes import CONCEPTS
+from curation.sources import Scenes, Source
+from curation.vocabulary import VocabularyConfig
+from evaluation.evaluate import BenchmarkConfig
+from flows.config import BenchmarkRun, Config, EvaluateRun, TrainRun
+from flows.pipeline import declare
+from flows.plan import Plan
+from storage.artifact import Artifact, Store
+from storage.runtime import Runtime
+from storage.stage import materialize
+from training.data import Batch
+from training.grouping import GroupingConfig
+from training.groups import GroupsConfig, RegionsConfig, read_groups
+from training.loop import LoopConfig
+from training.recognition import Nouns, RecognitionConfig, read_regions
+from training.train import MODEL, GroupingTraining
+
+LOOP = LoopConfig(epochs=2, batch_size=30)
+BENCHMARK = BenchmarkConfig("scenes", "shards", class_names=CONCEPTS, short_side=64, window=64, stride=64)
+
+
+def run(store: Path, encoder: Path, corpus: CorpusConfig, trains: Any) -> dict[str, Artifact]:
+    """Trains the grouping method from archives and measures it on a dozen scenes."""
+    labelled = Source("scenes", kind="scenes", scenes=Scenes(split="test", count=12, masks=True))
+    config = Config(
+        name="test",
+        corpus=corpus,
+        encoder=EncoderConfig(model=f"local-dir:{encoder}"),
+        vocabulary=VocabularyConfig(gallery="scenes"),
+        groups=GroupsConfig(GroupingConfig(backbone="clip", size=64, regions=6)),
+        regions=RegionsConfig(size=64),
+        train=TrainRun(
+            ("archive",),
+            grouping=GroupingTraining(recognition=RecognitionConfig(trains=trains, size=64), loop=LOOP),
+        ),
+        evaluate=EvaluateRun((BenchmarkRun(BENCHMARK, CorpusConfig((labelled,))),)),
+    )
+    plan = Plan(Store(str(store)))
+    declare(plan, config)
+    runtime = Runtime(device="cpu", load_encoder=load_encoder, locations=plan.locations)
+    return {n.label: materialize(n.stage, n.config, n.inputs, plan.store, runtime) for n in plan.nodes}
+
+
+@pytest.fixture(scope="module")
+def tiny_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vit")
+    torch.manual_seed(0)
+    save_encoder(new_model("cocu-tiny-vit"), open_clip.get_model_config("cocu-tiny-vit"), folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_transformer_is_trained_with_region_tokens_and_measured(
+    tiny_vit: Path, scene_corpus: CorpusConfig, tmp_path: Path
+) -> None:
+    made = run(tmp_path, tiny_vit, scene_corpus, "last")
+    before = load_encoder(tiny_vit, "cpu").visual.state_dict()
+    after = load_file(made["train grouping_archive"].file(MODEL))
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[f"visual.{name}"])}
+    assert "proj" in changed
+    assert any("resblocks.3." in name for name in changed)
+    assert not any("resblocks.0." in name for name in changed)
+    assert 0 <= made["evaluate grouping_archive on scenes"].manifest.facts["miou"] <= 1
+    assert "regions" not in made
+
+
+@pytest.fixture(scope="module")
+def head_run(
+    tiny_encoder: Path, scene_corpus: CorpusConfig, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Artifact]:
+    return run(tmp_path_factory.mktemp("head"), tiny_encoder, scene_corpus, "head")
+
+
+@pytest.mark.slow
+def test_oracle_names_regions_better_than_any_encoder(head_run: dict[str, Artifact]) -> None:
+    miou = {label: a.manifest.facts["miou"] for label, a in head_run.items() if label.startswith("evaluate")}
+    assert miou["evaluate grouping_oracle on scenes"] == max(miou.values())
+    assert miou["evaluate grouping_oracle on scenes"] > 2 * miou["evaluate grouping_archive on scenes"]
+
+
+@pytest.mark.slow
+def test_stored_regions_are_those_of_the_label_maps(head_run: dict[str, Artifact]) -> None:
+    shard = head_run["corpus"].shards[0]
+    stored, maps = read_regions(head_run["regions"], shard), read_groups(head_run["groups"], shard)
+    assert {name.removeprefix(f"{shard}/") for name in stored} == set(maps)
+    for name, vectors_KC in stored.items():
+        assert len(vectors_KC) == len(np.unique(maps[name.removeprefix(f"{shard}/")]))
+
+
+def test_nouns_of_a_batch_carry_owner_and_the_images_that_are_no_negatives() -> None:
+    batch = Batch(
+        epoch=0,
+        sample_ids=["a", "b"],
+        captions=["", ""],
+        drawn_NM=np.array([[2, -1], [1, 2]]),
+        fixed=[np.array([0]), np.array([1])],
+        named=[np.array([0, 1, 2]), np.array([1, 2])],
+        images=[b"", b""],
+        references=(("s", 0), ("s", 1)),
+    )
+    nouns = Nouns(batch, torch.eye(3))
+    assert nouns.owner_P.tolist() == [0, 0, 1, 1]
+    assert nouns.vectors_PD.argmax(1).tolist() == [0, 2, 1, 2]
+    assert nouns.carries_PN.tolist() == [[True, False], [True, True], [True, True], [True, True]]
