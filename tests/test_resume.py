@@ -35,7 +35,7 @@ model = "local-dir:{encoder}"
 [[corpus.sources]]
 name = "scenes"
 kind = "scenes"
-scenes = {{ count = 120, shard_size = 3 }}
+scenes = {{ count = 120, shard_size = 5 }}
 
 [vocabulary]
 gallery = "scenes"
@@ -87,21 +87,17 @@ class Command:
     def __init__(self, config: Path, store: Path) -> None:
         self.arguments, self.store = [sys.executable, "-c", COMMAND, str(config), str(store)], store
 
-    def start(self) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen(self.arguments, cwd=ROOT, stderr=subprocess.PIPE)
-
     def finish(self) -> None:
-        process = self.start()
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors.decode()
+        done = subprocess.run(self.arguments, cwd=ROOT, stderr=subprocess.PIPE, check=False)
+        assert done.returncode == 0, done.stderr.decode()
 
     def kill_when(self, pattern: str) -> list[Path]:
         """Starts it, kills it as soon as the store holds such a file; returns those there are then."""
-        process = self.start()
-        while process.poll() is None and not any(self.store.glob(pattern)):
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        _, errors = process.communicate(timeout=60)
+        with subprocess.Popen(self.arguments, cwd=ROOT, stderr=subprocess.PIPE) as process:
+            while process.poll() is None and not any(self.store.glob(pattern)):
+                time.sleep(0.002)
+            process.send_signal(signal.SIGKILL)
+            _, errors = process.communicate()
         assert process.returncode == -signal.SIGKILL, errors.decode()
         return sorted(self.store.glob(pattern))
 
@@ -117,6 +113,7 @@ def parts(store: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # five processes, each of which imports torch
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is a signal")
 def test_run_killed_in_embed_and_in_both_trainings_ends_with_the_bytes_of_an_uninterrupted_one(
     tiny_encoder: Path, tmp_path: Path
@@ -126,7 +123,7 @@ def test_run_killed_in_embed_and_in_both_trainings_ends_with_the_bytes_of_an_uni
     whole, broken = Command(config, tmp_path / "whole"), Command(config, tmp_path / "broken")
 
     embedded = broken.kill_when("embed/*/_progress/*.json")
-    assert 0 < len(embedded) < 40
+    assert 0 < len(embedded) < 24
     assert not list(broken.store.glob("embed/*/manifest.json"))
     first_part = next(broken.store.glob("embed/*/scenes.00000.embeddings.parquet"))
     written = first_part.stat().st_mtime_ns
