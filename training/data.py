@@ -1,7 +1,6 @@
 """Batches for the trainers: original image bytes joined to sidecars by ``sample_id``, in a computed order."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
@@ -136,19 +135,6 @@ class Loader:
 
 def _lists(source: NounSource | None, shard: str, ids: Sequence[str]) -> NounLists:
     return source.shard(shard, ids) if source else NounLists.empty(len(ids))
-
-
-def prefetched(batches: Iterator[Batch], prepare: Callable[[Batch], object]) -> Iterator[object]:
-    """Prepares each batch in a thread while the one before it is trained on."""
-    with ThreadPoolExecutor(1) as pool:
-        pending = None
-        for batch in batches:
-            following = pool.submit(prepare, batch)
-            if pending is not None:
-                yield pending.result()
-            pending = following
-        if pending is not None:
-            yield pending.result()
 
 
 @dataclass(frozen=True)

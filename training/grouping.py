@@ -129,22 +129,6 @@ def upsample_scores(scores_NKhw: Tensor, height: int, width: int) -> Tensor:
     return torch.stack(best)
 
 
-def refine_labels(labels_Nhw: Tensor, features_NChw: Tensor, height: int, width: int) -> Tensor:
-    """Labels [N, height, width] whose borders lie where interpolated features change sides.
-
-    Each cell scores every region of its image by the squared distance to the region's mean feature;
-    the scores are interpolated. Interpolating features and comparing them would cost C / K times as much.
-    """
-    regions_NKhw = masks(labels_Nhw, int(labels_Nhw.max()) + 1).to(features_NChw)
-    sizes_NK1 = regions_NKhw.sum((2, 3))[..., None]
-    means_NKC = torch.einsum("nkhw,nchw->nkc", regions_NKhw, features_NChw) / sizes_NK1.clamp_min(1)
-    products_NKhw = torch.einsum("nkc,nchw->nkhw", means_NKC, features_NChw)
-    scores_NKhw = 2 * products_NKhw - means_NKC.square().sum(2)[..., None, None]
-    absent_NK11 = (sizes_NK1 == 0)[..., None]
-    lowest = -1e30  # finite: weight 0 times infinity is no number
-    return upsample_scores(scores_NKhw.masked_fill(absent_NK11, lowest), height, width)
-
-
 def oracle_labels(regions_HW: NDArray[np.integer], mask_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Gives each region the class that most of its pixels have: the ceiling of naming regions.
 

@@ -35,8 +35,10 @@ from training.grouping import (
     upsample_labels,
 )
 from training.regions import RegionEncoder
+from training.threads import each_alone
 
 Chunk = list[tuple[str, Sample]]
+LabelMaps = dict[str, NDArray[np.uint8]]  # [H, W] by key
 
 
 @dataclass(frozen=True)
@@ -79,17 +81,19 @@ def image_backbone(config: GroupingConfig, load: Any, device: str = "auto") -> B
 
 
 def _groups_shard(config: GroupsConfig, reader: CorpusReader, features: Backbone, shard: str) -> Output:
-    maps: list[Sample] = []
-    for chunk in _chunks(reader, shard, config.batch_size):
-        images = squashed(chunk, config.grouping.size)
-        seeds = [stable_seed("groups", config.grouping.seed, sample_id) for sample_id, _ in chunk]
-        labels_Nhw = group(features(images), seeds, config.grouping)
-        size = config.grouping.size
-        labels_NHW = upsample_labels(labels_Nhw, size, size).numpy().astype(np.uint8)
-        pngs = [encode_label_png(labels) for labels in labels_NHW]
-        maps += [Sample(s.key, {"png": png}) for (_, s), png in zip(chunk, pngs, strict=True)]
+    chunks = _chunks(reader, shard, config.batch_size)
+    found = each_alone(partial(_label_maps, config.grouping, features), chunks)
+    maps = [sample for chunk in found for sample in chunk]
     tar = (lambda stream: write_tar(stream, maps), len(maps))
     return Output(files={f"{file_stem(shard)}.tar": tar}, seen=len(maps), kept=len(maps))
+
+
+def _label_maps(config: GroupingConfig, features: Backbone, chunk: Chunk) -> list[Sample]:
+    seeds = [stable_seed("groups", config.seed, sample_id) for sample_id, _ in chunk]
+    labels_Nhw = group(features(squashed(chunk, config.size)), seeds, config)
+    labels_NHW = upsample_labels(labels_Nhw, config.size, config.size).numpy().astype(np.uint8)
+    pngs = map(encode_label_png, labels_NHW)
+    return [Sample(sample.key, {"png": png}) for (_, sample), png in zip(chunk, pngs, strict=True)]
 
 
 def _chunks(reader: CorpusReader, shard: str, size: int) -> Iterator[Chunk]:
@@ -111,7 +115,7 @@ def resize_square(image_HWC: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return np.asarray(cv2.resize(image_HWC, (size, size), interpolation=way), np.uint8)
 
 
-def read_groups(groups: Artifact, shard: str) -> dict[str, NDArray[np.uint8]]:
+def read_groups(groups: Artifact, shard: str) -> LabelMaps:
     """Label maps [H, W] of a shard by key."""
     with groups.folder.open(f"{file_stem(shard)}.tar") as stream:
         items = [item for item in read_tar(stream, ("png",)) if isinstance(item, Sample)]
@@ -131,7 +135,6 @@ def _make_regions(config: RegionsConfig, reader: CorpusReader, groups: Artifact,
     return lambda shard: _regions_shard(config, reader, groups, encoder, tower, shard)
 
 
-@torch.inference_mode()
 def _regions_shard(
     config: RegionsConfig,
     reader: CorpusReader,
@@ -140,20 +143,30 @@ def _regions_shard(
     tower: RegionEncoder,
     shard: str,
 ) -> Output:
-    label_maps, ids, vectors, images = read_groups(groups, shard), [], [], 0
-    for chunk in _chunks(reader, shard, config.batch_size):
-        labels_NHW = torch.from_numpy(np.stack([label_maps[sample.key] for _, sample in chunk])).long()
-        regions_NKHW = masks(labels_NHW, int(labels_NHW.max()) + 1)
-        pixels_NCHW = normalised(squashed(chunk, config.size), encoder)
-        tokens_NKC, valid_NK = tower.tokens(pixels_NCHW, regions_NKHW.to(pixels_NCHW.device))
-        valid_NK = valid_NK.cpu()
-        ids += [sample_id for n, (sample_id, _) in enumerate(chunk) for _ in range(int(valid_NK[n].sum()))]
-        vectors.append(tokens_NKC.cpu()[valid_NK].numpy())
-        images += len(chunk)
-    stacked = np.concatenate(vectors) if vectors else np.zeros((0, 1), np.float32)
-    column = vector_column(stacked.astype(np.float16), pa.float16())
+    label_maps = read_groups(groups, shard)
+    chunks = _chunks(reader, shard, config.batch_size)
+    encoded = list(each_alone(partial(_region_vectors, config.size, encoder, tower, label_maps), chunks))
+    ids = [sample_id for names, _ in encoded for sample_id in names]
+    vectors_RC = np.concatenate([v for _, v in encoded]) if encoded else np.zeros((0, 1), np.float32)
+    column = vector_column(vectors_RC.astype(np.float16), pa.float16())
     table = table_of("regions", {"sample_id": ids, "vector": column})
+    images = len(label_maps)
     return Output(tables={"regions": table}, seen=images, kept=images)
+
+
+@torch.inference_mode()
+def _region_vectors(
+    size: int, encoder: EncoderLike, tower: RegionEncoder, label_maps: LabelMaps, chunk: Chunk
+) -> tuple[list[str], NDArray[np.float32]]:
+    """The sample id of each region, and the regions' vectors [R, C]."""
+    labels_NHW = torch.from_numpy(np.stack([label_maps[sample.key] for _, sample in chunk])).long()
+    regions_NKHW = masks(labels_NHW, int(labels_NHW.max()) + 1)
+    pixels_NCHW = normalised(squashed(chunk, size), encoder)
+    tokens_NKC, valid_NK = tower.tokens(pixels_NCHW, regions_NKHW.to(pixels_NCHW.device))
+    valid_NK = valid_NK.cpu()
+    counts = valid_NK.sum(1).tolist()
+    ids = [sample_id for (sample_id, _), count in zip(chunk, counts, strict=True) for _ in range(count)]
+    return ids, tokens_NKC.cpu()[valid_NK].numpy()
 
 
 def normalised(image_NCHW: Tensor, encoder: EncoderLike) -> Tensor:

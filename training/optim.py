@@ -29,7 +29,7 @@ def adamw(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.rate, betas=(0.9, config.beta2))
+    return torch.optim.AdamW(groups, lr=config.rate, betas=(0.9, config.beta2), fused=True)
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:

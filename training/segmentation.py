@@ -36,8 +36,9 @@ class GroupViTObjective:
         images_NCHW = normalised(self._pixels(batch), self.encoder)
         drawn_NM = torch.from_numpy(batch.drawn_NM)
         concepts_U, place = torch.unique(drawn_NM.clamp_min(0), return_inverse=True)
-        texts = torch.cat([self._tokens(batch.captions), self.prompts_CT[concepts_U]])
-        image_ND, text_TD, scale = self.model(images_NCHW, texts)
+        texts_MT = torch.cat([self._tokens(batch.captions), self.prompts_CT[concepts_U]])
+        longest = int(texts_MT.argmax(dim=1).max()) + 1  # what follows the last end of text is padding
+        image_ND, text_TD, scale = self.model(images_NCHW, texts_MT[:, :longest])
         count = len(batch.captions)
         nouns_NMD = text_TD[count:][place]
         valid_NM = (drawn_NM >= 0).to(image_ND.device)

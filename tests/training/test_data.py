@@ -14,7 +14,7 @@ from PIL import Image
 
 from storage.errors import InputError
 from storage.reader import CorpusReader, image_bytes
-from training.data import Batch, CropConfig, Loader, decode_image, prefetched, random_crop, to_tensor
+from training.data import Batch, CropConfig, Loader, decode_image, random_crop, to_tensor
 from training.nouns import DrawConfig, NounSource
 from training.order import Reference, batches_per_epoch, epoch_pools, resume_at
 
@@ -177,17 +177,6 @@ def test_loader_reads_shards_when_they_are_due_and_only_those(curated: Any) -> N
 def test_loader_of_fewer_samples_than_a_batch_says_so(curated: Any) -> None:
     with pytest.raises(InputError, match="90 training samples make no batch of 100; lower batch_size"):
         loader(curated, batch_size=100).steps_per_epoch  # noqa: B018 - a property that raises
-
-
-def test_prefetched_batches_come_in_order_and_faults_come_through(curated: Any) -> None:
-    expected = [batch.sample_ids for batch in loader(curated).batches(0)]
-    assert list(prefetched(loader(curated).batches(0), lambda batch: batch.sample_ids)) == expected
-
-    def fail(batch: Batch) -> None:
-        raise InputError(f"cannot prepare {batch.sample_ids[0]}")
-
-    with pytest.raises(InputError, match=f"cannot prepare {expected[0][0]}"):
-        list(prefetched(loader(curated).batches(0), fail))
 
 
 def gradient(height: int = 40, width: int = 60) -> Any:

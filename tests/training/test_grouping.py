@@ -26,7 +26,6 @@ from training.grouping import (
     masks,
     merge_small,
     oracle_labels,
-    refine_labels,
     upsample_labels,
     upsample_scores,
 )
@@ -186,19 +185,6 @@ def test_upsampled_scores_move_the_border_towards_the_weaker_side() -> None:
     got = upsample_scores(scores, 1, 100)[0, 0]
     border = 25 + 0.8 * 50  # between cell centres at 25 and 75 px, 4 (1 - x) = x at x = 0.8
     assert torch.equal(got, (torch.arange(100) + 0.5 > border).long())
-
-
-def test_refined_labels_are_those_of_the_mean_nearest_to_interpolated_features() -> None:
-    features = torch.randn(2, 5, 6, 6, generator=stream())
-    labels = group(features, [0, 1], CONFIG)
-    labels[1] = labels[1].clamp_max(2)  # the second image lacks a region
-    finer = torch.nn.functional.interpolate(features, (15, 20), mode="bilinear")
-    for got, label, feature, fine in zip(
-        refine_labels(labels, features, 15, 20), labels, features, finer, strict=True
-    ):
-        means = torch.stack([feature[:, label == k].mean(1) for k in label.unique()])
-        expected = torch.cdist(fine.flatten(1).T, means).argmin(1)
-        assert torch.equal(got.flatten(), expected)
 
 
 def test_coverage_is_the_part_of_each_cell_and_keeps_the_area() -> None:

@@ -23,7 +23,7 @@ from storage.runtime import Runtime
 from storage.stage import materialize
 from training.data import Batch
 from training.grouping import GroupingConfig
-from training.groups import GroupsConfig, RegionsConfig, read_groups
+from training.groups import GROUPS, REGIONS, GroupsConfig, RegionsConfig, read_groups
 from training.loop import LoopConfig
 from training.recognition import Nouns, RecognitionConfig, read_regions
 from training.train import MODEL, GroupingTraining
@@ -98,6 +98,28 @@ def test_stored_regions_are_those_of_the_label_maps(head_run: dict[str, Artifact
     assert {name.removeprefix(f"{shard}/") for name in stored} == set(maps)
     for name, vectors_KC in stored.items():
         assert len(vectors_KC) == len(np.unique(maps[name.removeprefix(f"{shard}/")]))
+
+
+def test_regions_do_not_depend_on_the_number_of_threads(
+    head_run: dict[str, Artifact], tmp_path: Path
+) -> None:
+    before = torch.get_num_threads()
+    runtime = Runtime(device="cpu", load_encoder=load_encoder)
+    inputs = {name: head_run[name] for name in ("corpus", "encoder")}
+    grouping = GroupingConfig(backbone="clip", size=64, regions=6)
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            store = Store(str(tmp_path / str(threads)))
+            groups = materialize(GROUPS, GroupsConfig(grouping, batch_size=7), inputs, store, runtime)
+            given = {**inputs, "groups": groups}
+            regions = materialize(REGIONS, RegionsConfig(size=64, batch_size=7), given, store, runtime)
+            found.append([part.sha256 for stage in (groups, regions) for part in stage.manifest.parts])
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1] == found[2]
 
 
 def test_nouns_of_a_batch_carry_owner_and_the_images_that_are_no_negatives() -> None:
