@@ -30,6 +30,7 @@ class ArchiveConfig:
     """Text-to-vision-guided ranking and cluster-guided sampling."""
 
     epsilon: float = EPSILON  # floor of the similarities
+    support: float = 0.0  # added to a concept's score for each neighbour that names it; 0 is the paper's
     starts: int = 5  # of k-means; the best is kept
     temperature: float = 1.0  # of the softmax over clusters and inside them; 1 is the paper's
     seed: int = 0
@@ -82,9 +83,8 @@ def archive_shard(config: ArchiveConfig, inputs: Inputs, neighbours: Artifact, s
     table = neighbours.read("neighbours", shard)
     ids = table["sample_id"].to_pylist()
     candidates = pool(neighbour_rows(inputs.index, table), inputs.mentions)
-    scores = rank(
-        candidates, inputs.index.rows_of(ids), inputs.index.vectors_MD, inputs.vectors_CD, config.epsilon
-    )
+    anchors_N, vectors = inputs.index.rows_of(ids), (inputs.index.vectors_MD, inputs.vectors_CD)
+    scores = rank(candidates, anchors_N, *vectors, config.epsilon, config.support)
     seeds_N = np.array([stable_seed("cluster", config.seed, name) for name in ids], np.uint64)
     clusters = cluster(candidates.offsets, candidates.concept_A, inputs.vectors_CD, seeds_N, config.starts)
     probability_A = probability(candidates.offsets, scores.score, clusters.labels, config.temperature)

@@ -3,10 +3,12 @@
     s(c, j)   = max(t_c · v_j, ε)
     local(c)  = s(c, i) / mean of s(c, j) over j in R_c ⊎ {i}
     global(c) = s(c, i) / max of s(c', j) over c' in A_i and j in R_c' ⊎ {i}
-    score(c)  = local(c) + global(c)
+    score(c)  = local(c) + global(c) + support · |R_c|
 
-after Xing et al., *Rewrite Caption Semantics*, NeurIPS 2023. ⊎: the anchor is counted once more, even if
-it is a donor. The floor ε keeps local(c) ≤ |R_c| + 1 and global(c) ≤ 1 for encoders with cosines near zero.
+after Xing et al., *Rewrite Caption Semantics*, NeurIPS 2023, who have no third term (support = 0). ⊎: the
+anchor is counted once more, even if it is a donor. The floor ε keeps local(c) ≤ |R_c| + 1 and
+global(c) ≤ 1 for encoders with cosines near zero. Where such an encoder tells concepts apart badly, how many
+neighbours name one says more, and support lets it count.
 """
 
 from dataclasses import dataclass
@@ -41,6 +43,7 @@ def rank(
     image_vectors_MD: NDArray[np.floating[Any]],
     concept_vectors_CD: NDArray[np.float32],
     epsilon: float = EPSILON,
+    support: float = 0.0,
 ) -> Scores:
     """Scores every candidate of every image.
 
@@ -50,6 +53,7 @@ def rank(
         image_vectors_MD: unit length, float16 or float32, may be a memory map: only rows in use are read.
         concept_vectors_CD: unit length, float32, a row per concept id.
         epsilon: floor of the similarities, above 0.
+        support: added to the score for each neighbour that names the concept.
 
     Raises:
         ValueError: if epsilon is not above 0, or there is not one anchor per image.
@@ -73,7 +77,7 @@ def rank(
         anchor_similarity=s_A.astype(np.float32),
         local=local_A.astype(np.float32),
         global_=global_A.astype(np.float32),
-        score=(local_A + global_A).astype(np.float32),
+        score=(local_A + global_A + support * donors.lengths).astype(np.float32),
         clamped=clamped,
     )
 

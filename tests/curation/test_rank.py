@@ -53,6 +53,17 @@ def test_scores_of_random_images_equal_the_loop(seed: int) -> None:
     assert_equals_loop(images, concepts, mentions, nearest(images, images, 8)[0])
 
 
+def test_support_adds_to_the_score_for_each_donor_and_changes_nothing_else() -> None:
+    rng = np.random.default_rng(4)
+    images, concepts = unit(rng, 40, 16), unit(rng, 12, 16)
+    candidates = pool(nearest(images, images, 8)[0], ragged([[n % 12, n % 5] for n in range(40)], np.int32))
+    plain, supported = (rank(candidates, np.arange(40), images, concepts, support=s) for s in (0.0, 0.5))
+    np.testing.assert_allclose(supported.score, plain.score + 0.5 * candidates.donors.lengths, rtol=1e-6)
+    assert candidates.donors.lengths.max() > 1
+    for name in ("anchor_similarity", "local", "global_"):
+        np.testing.assert_array_equal(getattr(supported, name), getattr(plain, name))
+
+
 def test_scores_of_identical_images_equal_the_loop() -> None:
     rng = np.random.default_rng(9)
     images, concepts = np.repeat(unit(rng, 3, 16), 6, axis=0), unit(rng, 9, 16)
