@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from curation.exact import fixed_point
 from curation.threads import side_by_side
+from storage.randomness import uniforms
 
 BITS = 20  # squares of 2⁻⁴⁰ leave 13 bits: sums over pairs of up to 90 candidates stay exact
 BLOCK = 1 << 20  # distances between points and means held at a time
@@ -114,7 +115,7 @@ def _seeded(
     images, points = gram_BPP.shape[:2]
     square_BP = np.diagonal(gram_BPP, axis1=1, axis2=2)
     distance_BPP = square_BP[:, :, None] + square_BP[:, None, :] - 2 * gram_BPP
-    chance_BSK = _uniforms(seeds_B, starts * groups).reshape(images, starts, groups)
+    chance_BSK = uniforms(seeds_B[:, None], np.arange(starts * groups)).reshape(images, starts, groups)
     image_B1 = np.arange(images)[:, None]
     closest_BSP = distance_BPP[image_B1, (chance_BSK[:, :, 0] * points).astype(np.int64)]
     labels_BSP = np.zeros(closest_BSP.shape, np.int64)
@@ -239,13 +240,3 @@ def _numbered(labels_BP: NDArray[np.int64]) -> NDArray[np.int64]:
     first_BP = (labels_BP[:, :, None] == labels_BP[:, None, :]).argmax(axis=2)
     number_BP = np.cumsum(first_BP == np.arange(labels_BP.shape[1]), axis=1) - 1
     return np.take_along_axis(number_BP, first_BP, axis=1)
-
-
-def _uniforms(seeds_B: NDArray[np.uint64], count: int) -> NDArray[np.float64]:
-    """``count`` numbers in (0, 1) per seed, ``[B, count]``: splitmix64 of a counter (Steele et al., 2014)."""
-    step = np.uint64(0x9E3779B97F4A7C15)
-    z = seeds_B[:, None] + step * np.arange(1, count + 1, dtype=np.uint64)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    uniform: NDArray[np.float64] = ((z ^ (z >> np.uint64(31))) >> np.uint64(12)) * 2.0**-52 + 2.0**-53
-    return uniform

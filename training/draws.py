@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.randomness import uniforms
+
 
 def draw(
     sample_ids: Sequence[str],
@@ -95,10 +97,6 @@ def _streams(sample_ids: Sequence[str], seed: int, epoch: int) -> NDArray[np.uin
 
 
 def _gumbel(stream_A: NDArray[np.uint64], counter_A: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Gumbel noise: splitmix64 of stream and counter (Steele et al., 2014) as uniform numbers in (0, 1)."""
-    z = stream_A + np.uint64(0x9E3779B97F4A7C15) * (counter_A.astype(np.uint64) + np.uint64(1))
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    uniform = ((z ^ (z >> np.uint64(31))) >> np.uint64(12)) * 2.0**-52 + 2.0**-53
-    noise: NDArray[np.float64] = -np.log(-np.log(uniform))
+    """Gumbel noise of a stream and the place in it."""
+    noise: NDArray[np.float64] = -np.log(-np.log(uniforms(stream_A, counter_A)))
     return noise
