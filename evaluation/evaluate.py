@@ -42,6 +42,7 @@ class BenchmarkConfig:
     short_side: int = 0  # pixels; 0 for the protocol's own
     window: int = 0
     stride: int = 0
+    templates: tuple[str, ...] = ()  # prompts of the class names; the protocol's when empty
     synonyms: bool = False  # prompt classes with their synonyms too
     top_k: int = 0  # classes an image may show, by its own vector; 0 for all (region naming)
     limit: int = 0  # images, evenly spread; 0 for all
@@ -69,7 +70,7 @@ class EvaluateConfig:
 def protocol_of(config: BenchmarkConfig) -> Protocol:
     """The named protocol with the benchmark's exceptions."""
     base = {"groupvit": GROUPVIT, "tcl": TCL}[config.protocol]
-    changes = {k: v for k in ("short_side", "window", "stride") if (v := getattr(config, k))}
+    changes = {k: v for k in ("short_side", "window", "stride", "templates") if (v := getattr(config, k))}
     return replace(base, **changes)
 
 

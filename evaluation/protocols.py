@@ -35,6 +35,9 @@ class Protocol:
                 f"short_side {self.short_side} with long_side {self.long_side}: the short side is at "
                 "least 1 and at most the long side"
             )
+        without = [template for template in self.templates if "{}" not in template]
+        if without or not self.templates:
+            raise ValueError(f"templates {without or 'are empty'}: a prompt needs {{}} for the name")
 
 
 GROUPVIT = Protocol(

@@ -1,7 +1,9 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from evaluation.evaluate import BenchmarkConfig, protocol_of
 from evaluation.protocols import GROUPVIT, TCL, prompts
 
 NAMES = (("pottedplant",), ("dog", "puppy"))
@@ -29,8 +31,15 @@ def test_prompts_tcl_keeps_names_and_fills_nine_templates_each() -> None:
         ({"stride": 0}, "stride 0"),
         ({"short_side": 0}, "short_side 0"),
         ({"short_side": 4096}, "at most the long side"),
+        ({"templates": ("a photo.", "a {}")}, r"'a photo\.'.*needs {}"),
+        ({"templates": ()}, "are empty"),
     ],
 )
-def test_protocol_sizes_that_leave_pixels_unseen_are_refused(change: dict[str, int], message: str) -> None:
+def test_protocol_that_cannot_be_run_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(GROUPVIT, **change)
+
+
+def test_protocol_of_a_benchmark_has_its_exceptions_and_nothing_else() -> None:
+    config = BenchmarkConfig("mine", "voc", window=500, templates=("{}",))
+    assert protocol_of(config) == replace(GROUPVIT, window=500, templates=("{}",))
