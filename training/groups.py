@@ -82,7 +82,8 @@ def image_backbone(config: GroupingConfig, load: Any, device: str = "auto") -> B
 
 def _groups_shard(config: GroupsConfig, reader: CorpusReader, features: Backbone, shard: str) -> Output:
     chunks = _chunks(reader, shard, config.batch_size)
-    found = each_alone(partial(_label_maps, config.grouping, features), chunks)
+    most = 1 if config.grouping.backbone == "lab" else None  # without a network, every step is small
+    found = each_alone(partial(_label_maps, config.grouping, features), chunks, most)
     maps = [sample for chunk in found for sample in chunk]
     tar = (lambda stream: write_tar(stream, maps), len(maps))
     return Output(files={f"{file_stem(shard)}.tar": tar}, seen=len(maps), kept=len(maps))
