@@ -168,11 +168,17 @@ def _search_faiss(
     """Rows ``[Q, count]`` in any order, and the least of their float32 similarities ``[Q]``."""
     import faiss  # noqa: PLC0415 - absent on machines that search with torch
 
-    index = faiss.IndexFlatIP(vectors_MD.shape[1])
+    queries_QD = as_float32(queries_QD)
+    best_QC = np.full((len(queries_QD), count), -np.inf, np.float32)
+    rows_QC = np.zeros(best_QC.shape, np.int64)
     for first in range(0, len(vectors_MD), ROWS):
-        index.add(as_float32(vectors_MD[first : first + ROWS]))
-    similarity_QF, rows_QF = index.search(as_float32(queries_QD), count)
-    return rows_QF, similarity_QF.min(axis=1)
+        block = as_float32(vectors_MD[first : first + ROWS])
+        found, column = faiss.knn(queries_QD, block, min(count, len(block)), faiss.METRIC_INNER_PRODUCT)
+        both = np.concatenate([best_QC, found], axis=1)
+        place = np.argpartition(-both, count - 1, axis=1)[:, :count]
+        best_QC = np.take_along_axis(both, place, 1)
+        rows_QC = np.take_along_axis(np.concatenate([rows_QC, column + first], axis=1), place, 1)
+    return rows_QC, best_QC.min(axis=1)
 
 
 def _ordered(
