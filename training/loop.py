@@ -7,6 +7,7 @@ The loader needs none: its order is computed from (seed, epoch, step).
 import io
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from storage.files import Folder
 from storage.runtime import Progress
 from training.data import Batch
 from training.optim import OptimConfig, adamw, learning_rate
+from training.threads import deterministic
 
 CHECKPOINT = "_progress/checkpoint.pt"
 
@@ -42,6 +44,7 @@ class LoopConfig:
     open_shards: int = 8  # shards in memory for shuffling
     checkpoint_every: int = 200  # steps
     seed: int = 0
+    deterministic: bool = True  # to the last bit, on one thread; off for a large model on many cores
     optim: OptimConfig = field(default_factory=OptimConfig)
 
 
@@ -85,7 +88,9 @@ def train(
     optimizer = adamw(objective.model.named_parameters(), config.optim)
     step, losses = restore(folder, objective.model, optimizer)
     objective.model.train()
-    with progress(title, steps) as bar:
+    device = next(objective.model.parameters()).device
+    exactly = deterministic(device) if config.deterministic else nullcontext()
+    with exactly, progress(title, steps) as bar:
         bar.advance(step)
         for batch in batches(step):
             rate = learning_rate(config.optim, step, steps)

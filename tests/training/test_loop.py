@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,29 @@ def test_training_stopped_at_any_step_and_resumed_ends_with_the_same_weights(
     assert torch.equal(weights(resumed), weights(whole))
     assert found == expected
     assert found.step == list(range(STEPS))
+
+
+class Wide(Noisy):
+    """Sums long enough for torch to share them out among threads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Sequential(nn.Linear(4, 3000), nn.Linear(3000, 300), nn.Linear(300, 1))
+
+
+def test_weights_do_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
+    before, found = torch.get_num_threads(), set()
+    config = replace(CONFIG, optim=OptimConfig(rate=1e-3))
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            fitted = Wide()
+            fit(tmp_path / str(threads), fitted, config=config)
+            assert torch.get_num_threads() == threads
+            found.add(weights(fitted).numpy().tobytes())
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == 1
 
 
 def test_training_begins_at_the_last_checkpoint(tmp_path: Path) -> None:
