@@ -99,7 +99,34 @@ def nearest(
     rows_QL, similarity_QL = np.empty((len(queries_QD), 0), np.int64), np.empty((len(queries_QD), 0))
     if kept:
         rows_QL, similarity_QL = _search(queries_QD, vectors_MD, kept, backend, device)
-    padding = ((0, 0), (0, count - kept))
+    return _padded(rows_QL, similarity_QL, count)
+
+
+def best_of(
+    queries_QD: NDArray[np.floating[Any]],
+    vectors_MD: NDArray[np.floating[Any]],
+    proposed_QF: NDArray[np.int64],
+    count: int,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The best ``count`` of the rows proposed for each query, by the same exact order as `nearest`.
+
+    Args:
+        queries_QD: unit length, float16 or float32.
+        vectors_MD: unit length, float16 or float32, may be a memory map: only proposed rows are read.
+        proposed_QF: different rows in any order, -1 for none.
+        count: ``L``, at least 1.
+
+    Returns:
+        int64 rows and float32 similarities ``[Q, L]``, filled with -1 and -inf.
+    """
+    rows_QF, similarity_QF = _ordered(queries_QD, vectors_MD, proposed_QF)
+    return _padded(rows_QF[:, :count], similarity_QF[:, :count], count)
+
+
+def _padded(
+    rows_QL: NDArray[np.int64], similarity_QL: NDArray[np.float64], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    padding = ((0, 0), (0, count - rows_QL.shape[1]))
     return (
         np.pad(rows_QL, padding, constant_values=-1),
         np.pad(similarity_QL.astype(np.float32), padding, constant_values=-np.inf),
@@ -190,6 +217,7 @@ def _ordered(
         part = slice(start, start + QUERIES // 16)
         queries = fixed_point(queries_QD[part], BITS)
         similarity_QF[part] = np.vecdot(fixed_point(vectors_MD[rows_QF[part]], BITS), queries[:, None])
+    similarity_QF[rows_QF < 0] = -np.inf
     order = np.lexsort((rows_QF, -similarity_QF))
     return np.take_along_axis(rows_QF, order, 1), np.take_along_axis(similarity_QF, order, 1)
 

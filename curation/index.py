@@ -1,9 +1,11 @@
 """Stages ``index`` and ``expand``: the corpus as one searchable matrix, and each image's neighbours in it."""
 
 import io
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -11,11 +13,14 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from curation.certificate import Certificate
 from curation.encoder import pick_device
 from curation.expand import Backend, nearest
+from curation.index_files import packed, unpacked
 from curation.ragged import offsets_of
+from curation.search import Kind, Searcher, build, cells_of, choose, tune
 from storage.artifact import Artifact
-from storage.errors import InputError
+from storage.errors import ConfigError, InputError
 from storage.schemas import table_of
 from storage.stage import Job, Output, ShardFunction, Stage
 
@@ -26,7 +31,22 @@ VECTORS = "vectors.npy"
 class IndexConfig:
     """How neighbours are searched."""
 
-    kind: Literal["exact"] = "exact"  # every image against every image
+    kind: Literal["auto", "exact", "ivf", "ivfpq", "hnsw"] = "auto"  # auto: by rows, memory and floor
+    recall: float = 0.95  # floor of recall@L; below it the stage fails
+    neighbours: int = 8  # L of that recall
+    queries: int = 1000  # that recall is measured with
+    cells: int = 0  # of ivf and ivfpq; 0 chooses by rows
+    memory_gb: float = 4.0  # for the vectors that search touches, and for training
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.recall <= 1:
+            raise ValueError(f"index.recall is {self.recall}; it is a share: above 0, 1 at most")
+        if min(self.neighbours, self.queries) < 1 or self.cells < 0 or self.memory_gb <= 0:
+            raise ValueError(
+                f"index.neighbours={self.neighbours}, queries={self.queries}, cells={self.cells}, "
+                f"memory_gb={self.memory_gb}: give positive numbers (cells may be 0: chosen by rows)"
+            )
 
 
 @dataclass(frozen=True)
@@ -37,7 +57,7 @@ class ExpandConfig:
 
 
 def build_index(job: Job[IndexConfig]) -> None:
-    """Stage ``index``: all vectors in one memory-mappable float16 matrix, and the ids of its rows."""
+    """Stage ``index``: all vectors in one memory-mappable float16 matrix, the ids of its rows, a searcher."""
     embeddings = job.artifact("embeddings")
     rows = sum(part.rows for part in embeddings.parts("embeddings"))
     if rows == 0:
@@ -46,7 +66,63 @@ def build_index(job: Job[IndexConfig]) -> None:
         )
     ids = embeddings.read("embeddings", columns=["sample_id"])
     write = partial(_pour_vectors, embeddings, rows)
-    job.write(Output(tables={"ids": ids}, files={VECTORS: (write, rows)}, seen=rows, kept=rows))
+    output = Output(tables={"ids": ids}, files={VECTORS: (write, rows)}, seen=rows, kept=rows)
+    kind = _kind(job.config, embeddings, rows)
+    if kind == "exact":
+        output.facts = {"recall": 1.0, "recall_low": 1.0, "recall_high": 1.0, "recall_queries": 0.0}
+        job.write(output)
+        return
+    with tempfile.TemporaryDirectory(prefix="cocu-index-") as scratch:
+        copy = Path(scratch) / VECTORS
+        with copy.open("wb") as stream:
+            write(stream)
+        searcher, output.facts = _certified(job, kind, np.load(copy, mmap_mode="r"))
+        output.files |= {name: (content, rows) for name, content in packed(searcher, kind).items()}
+        job.write(output)
+
+
+def _kind(config: IndexConfig, embeddings: Artifact, rows: int) -> Kind:
+    if config.kind != "auto":
+        return config.kind
+    width = shard_vectors(embeddings, embeddings.parts("embeddings")[0].shard).shape[1]
+    return choose(rows, width, config.memory_gb * 1e9, config.recall)
+
+
+def _certified(
+    job: Job[IndexConfig], kind: Kind, vectors_MD: NDArray[np.float16]
+) -> tuple[Searcher, dict[str, float]]:
+    """A searcher whose recall reaches the floor, and the facts that say so.
+
+    Raises:
+        ConfigError: if no effort reaches it.
+    """
+    config, (backend, device) = job.config, _backend(job.runtime.device)
+    cells = min(config.cells or cells_of(len(vectors_MD)), len(vectors_MD))
+    proposer = build(kind, vectors_MD, cells, config.memory_gb * 1e9, config.seed)
+    searcher, found = tune(
+        kind,
+        proposer,
+        vectors_MD,
+        config.recall,
+        cells,
+        count=config.neighbours,
+        queries=config.queries,
+        seed=config.seed,
+        backend=backend,
+        device=device,
+    )
+    if found.recall < config.recall:
+        raise ConfigError(_below(config, kind, found))
+    facts = {"recall": found.recall, "recall_low": found.low, "recall_high": found.high}
+    return searcher, {**facts, "recall_queries": found.queries, "cells": cells, "effort": searcher.effort}
+
+
+def _below(config: IndexConfig, kind: Kind, found: Certificate) -> str:
+    return (
+        f"{kind} finds {found.recall:.3f} of the exact neighbours (95 % of such samples: {found.low:.3f} to "
+        f"{found.high:.3f}), the floor index.recall is {config.recall}; "
+        "take index.kind 'ivf' or 'exact', or lower index.recall"
+    )
 
 
 def _pour_vectors(embeddings: Artifact, rows: int, stream: Any) -> None:
@@ -81,6 +157,7 @@ class Index:
     ids: pl.DataFrame  # sample_id, row
     names: NDArray[np.object_]  # sample_id by row
     vectors_MD: NDArray[np.float16]
+    searcher: Searcher | None = None  # none: every row is compared
 
     def rows_of(self, sample_ids: Sequence[str] | pl.Series) -> NDArray[np.int64]:
         """Rows of samples, -1 for those that are not in the index."""
@@ -93,7 +170,7 @@ def load_index(artifact: Artifact) -> Index:
     """Opens an index; vectors stay on disk."""
     ids = cast("pl.DataFrame", pl.from_arrow(artifact.read("ids"))).with_row_index("row")
     vectors_MD = np.load(artifact.file(VECTORS), mmap_mode="r")
-    return Index(ids, ids["sample_id"].to_numpy(), vectors_MD)
+    return Index(ids, ids["sample_id"].to_numpy(), vectors_MD, unpacked(artifact))
 
 
 def expand(job: Job[ExpandConfig]) -> None:
@@ -106,9 +183,14 @@ def expand(job: Job[ExpandConfig]) -> None:
 def _make_shard_function(
     config: ExpandConfig, embeddings: Artifact, index_artifact: Artifact, device: str
 ) -> ShardFunction:
-    index, where = load_index(index_artifact), pick_device(device).type
-    backend: Backend = "torch" if where == "cuda" else "faiss"
+    index, (backend, where) = load_index(index_artifact), _backend(device)
     return lambda shard: _expand_shard(config, index, embeddings, shard, backend, where)
+
+
+def _backend(device: str) -> tuple[Backend, str]:
+    """What compares every row with every other, and where."""
+    where = pick_device(device).type
+    return ("torch" if where == "cuda" else "faiss"), where
 
 
 def _expand_shard(
@@ -116,7 +198,10 @@ def _expand_shard(
 ) -> Output:
     ids = embeddings.read("embeddings", shard, ["sample_id"])["sample_id"]
     queries_QD = shard_vectors(embeddings, shard)
-    rows_QL, similarities_QL = nearest(queries_QD, index.vectors_MD, config.neighbours, backend, device)
+    if index.searcher:
+        rows_QL, similarities_QL = index.searcher.nearest(queries_QD, index.vectors_MD, config.neighbours)
+    else:
+        rows_QL, similarities_QL = nearest(queries_QD, index.vectors_MD, config.neighbours, backend, device)
     table = neighbours_table(ids, index.names, rows_QL, similarities_QL)
     return Output(tables={"neighbours": table}, seen=len(ids), kept=len(ids))
 
@@ -140,5 +225,5 @@ def neighbours_table(
     return table_of("neighbours", columns)
 
 
-INDEX = Stage("index", 1, build_index)
+INDEX = Stage("index", 2, build_index)
 EXPAND = Stage("expand", 1, expand)
