@@ -1,21 +1,22 @@
 """Stage ``corpus``: which image–caption pairs there are, and why the others were turned away.
 
 A source is a set of WebDataset tars, read where they lie; or something the stage first writes as tars into
-its artifact: rendered scenes, or a folder in COCO's layout. Whatever the source, each pair of the corpus is
-either a row of ``samples`` or a row of ``quarantine``.
+its artifact: rendered scenes, a folder in COCO's layout, the images that a table lists. Whatever the source,
+each pair of the corpus is either a row of ``samples`` or a row of ``quarantine``.
 """
 
 import hashlib
 import io
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, BinaryIO, cast
 
 from curation.captions import CaptionLimits, read_caption
 from curation.images import Fault, ImageFacts, ImageLimits, inspect_image
-from curation.sources import Scenes, Source, coco_files, coco_tar, expand_urls, scene_shards, scene_tar
+from curation.sources import TARS, Scenes, Source, coco_files, coco_tar, expand_urls, scene_shards, scene_tar
+from curation.tables import PairTable, lost_pairs, sidecar, table_files, table_shards, table_tar
 from storage.digest import combined, digest_files
 from storage.errors import ConfigError, InputError
 from storage.files import Folder
@@ -49,7 +50,7 @@ def shard_locations(config: CorpusConfig) -> dict[str, str]:
         InputError: for a pattern without a match, or two tars of one name in one source.
     """
     found: dict[str, str] = {}
-    for source in (source for source in config.sources if source.kind == "webdataset"):
+    for source in (source for source in config.sources if source.kind in TARS):
         for url in expand_urls(source.urls):
             shard = f"{source.name}/{url.rsplit('/', 1)[-1].split('.')[0]}"
             if shard in found:
@@ -69,7 +70,25 @@ def corpus_identity(config: CorpusConfig, store: Folder) -> dict[str, str]:
         annotations, images = coco_files(source.urls[0])
         files = digest_files([str(path) for path in (annotations, *images)], store)
         identity[f"{source.name}/00000"] = combined(list(files.values()))
-    return identity
+    for shard, (table, start) in _table_shards(config).items():
+        files = digest_files([table.url, *table_files(table, start)], store)
+        identity[shard] = combined([str(start), *files.values()])
+    sidecars = {s: sidecar(url) for s, url in locations.items() if _kind(config, s) == "img2dataset"}
+    beside = digest_files(list(sidecars.values()), store)
+    return identity | {shard: combined([identity[shard], beside[url]]) for shard, url in sidecars.items()}
+
+
+def _kind(config: CorpusConfig, shard: str) -> str:
+    return next(source.kind for source in config.sources if source.name == shard.partition("/")[0])
+
+
+def _table_shards(config: CorpusConfig) -> dict[str, tuple[PairTable, int]]:
+    return {
+        f"{source.name}/{stem}": place
+        for source in config.sources
+        if source.kind == "table"
+        for stem, place in table_shards(expand_urls(source.urls)).items()
+    }
 
 
 def build_corpus(job: Job[CorpusConfig]) -> None:
@@ -78,35 +97,42 @@ def build_corpus(job: Job[CorpusConfig]) -> None:
     job.map_shards(partial(_make_shard_function, job.config, plan), list(plan))
 
 
-def _shard_plan(config: CorpusConfig) -> dict[str, Mapping[str, Any]]:
-    """Shard -> where its tar comes from: a URL to read, scenes to render, or a folder to pack."""
-    plan: dict[str, Mapping[str, Any]] = {
-        shard: {"url": url} for shard, url in shard_locations(config).items()
-    }
+def _shard_plan(config: CorpusConfig) -> dict[str, str | Callable[[], bytes]]:
+    """Shard -> the URL of its tar, or what makes it: scenes, a folder or part of a table to pack."""
+    plan: dict[str, str | Callable[[], bytes]] = dict(shard_locations(config))
+    plan |= {shard: partial(table_tar, *place) for shard, place in _table_shards(config).items()}
     for source in config.sources:
         if source.kind == "scenes":
             scenes = cast("Scenes", source.scenes)
             shards = scene_shards(scenes)
-            plan |= {f"{source.name}/{stem}": {"scenes": scenes, "indices": i} for stem, i in shards.items()}
+            plan |= {f"{source.name}/{stem}": partial(scene_tar, scenes, i) for stem, i in shards.items()}
         elif source.kind == "coco":
-            plan[f"{source.name}/00000"] = {"folder": source.urls[0]}
+            plan[f"{source.name}/00000"] = partial(coco_tar, source.urls[0])
     return plan
 
 
-def _make_shard_function(config: CorpusConfig, plan: Mapping[str, Mapping[str, Any]]) -> ShardFunction:
+def _make_shard_function(
+    config: CorpusConfig, plan: Mapping[str, str | Callable[[], bytes]]
+) -> ShardFunction:
     return lambda shard: _build_shard(config, shard, plan[shard])
 
 
-def _build_shard(config: CorpusConfig, shard: str, origin: Mapping[str, Any]) -> Output:
-    if "url" in origin:
-        with open_tar(origin["url"], shard) as stream:
-            return validate_tar(config, shard, stream)
-    made = (
-        coco_tar(origin["folder"]) if "folder" in origin else scene_tar(origin["scenes"], origin["indices"])
-    )
-    output = validate_tar(config, shard, io.BytesIO(made))
-    output.files[f"{file_stem(shard)}.tar"] = (made, output.kept)
-    return output
+def _build_shard(config: CorpusConfig, shard: str, origin: str | Callable[[], bytes]) -> Output:
+    if callable(origin):
+        made = origin()
+        output = validate_tar(config, shard, io.BytesIO(made))
+        output.files[f"{file_stem(shard)}.tar"] = (made, output.kept)
+        return output
+    with open_tar(origin, shard) as stream:
+        output = validate_tar(config, shard, stream)
+    return _with_lost(output, shard, origin) if _kind(config, shard) == "img2dataset" else output
+
+
+def _with_lost(output: Output, shard: str, url: str) -> Output:
+    """Adds the pairs that the tar's table lists and the tar lacks: nothing is lost in silence."""
+    met = {*output.tables["samples"]["key"].to_pylist(), *(row["key"] for row in output.quarantine)}
+    lost = [_fault(shard, key, fault) for key, fault in lost_pairs(url, met).items()]
+    return replace(output, quarantine=output.quarantine + lost, seen=output.seen + len(lost))
 
 
 def validate_tar(config: CorpusConfig, shard: str, stream: BinaryIO) -> Output:

@@ -1,4 +1,4 @@
-"""Where image–caption pairs come from: tars that exist, scenes to render, a folder to pack."""
+"""Where image–caption pairs come from: tars that exist, scenes to render, a folder or a table to pack."""
 
 import io
 import json
@@ -14,7 +14,8 @@ from storage.errors import ConfigError, InputError
 from storage.fingerprint import stable_seed
 from storage.tars import Sample, write_tar
 
-Kind = Literal["webdataset", "scenes", "coco"]
+Kind = Literal["webdataset", "img2dataset", "table", "scenes", "coco"]
+TARS = ("webdataset", "img2dataset")  # kinds that are read where they lie
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Source:
 
     name: str
     kind: Kind = "webdataset"
-    # webdataset: tars, with {00..99} ranges and * wildcards; coco: one folder
+    # webdataset, img2dataset: tars; table: Parquet, CSV or JSONL files; with {00..99} ranges and * wildcards.
+    # coco: one folder
     urls: tuple[str, ...] = field(default=(), metadata={"identity": False})
     scenes: Scenes | None = None
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from curation.corpus import CorpusConfig, shard_locations
 from curation.encoder import EncoderConfig, weights_identity
-from curation.sources import Source, coco_files
+from curation.sources import Source, coco_files, expand_urls
+from curation.tables import PairTable
 from evaluation.benchmarks import coco_object
 from evaluation.evaluate import BenchmarkConfig, open_benchmark
 from flows.config import Config, load_config
@@ -85,6 +86,9 @@ def _source(source: Source) -> Iterable[Check]:
         yield Check(name, "ok", "scenes are rendered by the run")
     elif source.kind == "coco":
         yield Check(name, "ok", f"{len(coco_files(source.urls[0])[1])} images in {source.urls[0]}")
+    elif source.kind == "table":
+        tables = [PairTable(url) for url in expand_urls(source.urls)]
+        yield Check(name, "ok", f"{sum(table.rows for table in tables)} pairs in {len(tables)} tables")
     else:
         tars = shard_locations(CorpusConfig(sources=(source,)))
         yield Check(name, "ok", f"{len(tars)} tars, the first at {next(iter(tars.values()))}")
