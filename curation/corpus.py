@@ -61,6 +61,12 @@ def shard_locations(config: CorpusConfig) -> dict[str, str]:
     return found
 
 
+def tar_locations(config: CorpusConfig, corpus_url: str) -> dict[str, str]:
+    """Shard name -> URL of the tar, also for those that the stage packed into its artifact."""
+    plan = _shard_plan(config)
+    return {s: at if isinstance(at, str) else f"{corpus_url}/{file_stem(s)}.tar" for s, at in plan.items()}
+
+
 def corpus_identity(config: CorpusConfig, store: Folder) -> dict[str, str]:
     """Digests of the bytes a corpus is made of, as stage inputs."""
     locations = shard_locations(config)

@@ -65,7 +65,7 @@ def build_index(job: Job[IndexConfig]) -> None:
             "no image could be embedded, so there is nothing to search; see the quarantine table"
         )
     ids = embeddings.read("embeddings", columns=["sample_id"])
-    write = partial(_pour_vectors, embeddings, rows)
+    write = partial(pour_vectors, embeddings, rows)
     output = Output(tables={"ids": ids}, files={VECTORS: (write, rows)}, seen=rows, kept=rows)
     kind = _kind(job.config, embeddings, rows)
     if kind == "exact":
@@ -125,7 +125,7 @@ def _below(config: IndexConfig, kind: Kind, found: Certificate) -> str:
     )
 
 
-def _pour_vectors(embeddings: Artifact, rows: int, stream: Any) -> None:
+def pour_vectors(embeddings: Artifact, rows: int, stream: Any) -> None:
     """Writes a numpy file shard by shard: the matrix is never in memory whole."""
     header_written = False
     for part in embeddings.parts("embeddings"):

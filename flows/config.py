@@ -21,6 +21,7 @@ from curation.encoder import EncoderConfig
 from curation.export import ExportConfig
 from curation.index import ExpandConfig, IndexConfig
 from curation.pretrain import PretrainConfig
+from curation.select import SelectConfig
 from curation.vocabulary import MentionsConfig, VocabularyConfig
 from evaluation.evaluate import BenchmarkConfig
 from evaluation.recall import RecallConfig
@@ -73,6 +74,7 @@ class Config:
     encoder: EncoderConfig | None = None
     pretrain: PretrainRun | None = None
     embed: EmbedConfig = field(default_factory=EmbedConfig)
+    select: SelectConfig | None = None
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
     mentions: MentionsConfig = field(default_factory=MentionsConfig)
     index: IndexConfig = field(default_factory=IndexConfig)

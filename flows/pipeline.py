@@ -1,6 +1,7 @@
 """The method, from captioned images to a measured segmenter.
 
 corpus ─► embed ─► index ─► expand ─► archive ─► train ─► evaluate ─► report
+   │   (select) │                       │          │
    ├────► vocabulary ─► mentions ───────┤          │
    └────► groups ─► regions ────────────│──────────┘
                                         └─► export, recall
@@ -9,12 +10,14 @@ corpus ─► embed ─► index ─► expand ─► archive ─► train ─�
 from dataclasses import replace
 
 from curation.archive import ARCHIVE
-from curation.corpus import CORPUS, CorpusConfig, shard_locations
+from curation.corpus import CORPUS, CorpusConfig, shard_locations, tar_locations
+from curation.duplicates import DUPLICATES
 from curation.embed import EMBED
 from curation.encoder import ENCODER
 from curation.export import EXPORT
 from curation.index import EXPAND, INDEX
 from curation.pretrain import PRETRAIN
+from curation.select import SELECT, SelectConfig
 from curation.vocabulary import MENTIONS, VOCABULARY
 from evaluation.evaluate import EVALUATE, EvaluateConfig
 from evaluation.preview import PREVIEW, PreviewConfig
@@ -36,6 +39,8 @@ def declare(do: Plan, c: Config) -> None:
 
     # Vision-driven expansion: an image may show what the captions of its neighbours name
     embeddings = do(EMBED, c.embed, corpus=corpus, encoder=encoder)
+    if c.select:
+        corpus = embeddings = selected(do, c, c.select, corpus, embeddings, encoder)
     index = do(INDEX, c.index, embeddings=embeddings)
     neighbours = do(EXPAND, c.expand, embeddings=embeddings, index=index)
     vocabulary = do(VOCABULARY, c.vocabulary, corpus=corpus, encoder=encoder)
@@ -74,6 +79,18 @@ def a_corpus(do: Plan, config: CorpusConfig, label: str = "corpus") -> Artifact:
     corpus = do(CORPUS, config, label)
     do.locations[corpus.fingerprint] = shard_locations(config)
     return corpus
+
+
+def selected(
+    do: Plan, c: Config, config: SelectConfig, corpus: Artifact, embeddings: Artifact, encoder: Artifact
+) -> Artifact:
+    """The samples and embeddings that the filters keep, without near copies."""
+    given = {"corpus": corpus, "embeddings": embeddings}
+    copies = do(DUPLICATES, config.duplicates, **given) if config.duplicates else None
+    texts = encoder if config.min_similarity else None
+    kept = do(SELECT, config, **given, duplicates=copies, encoder=texts)
+    do.locations[kept.fingerprint] = tar_locations(c.corpus, corpus.url)
+    return kept
 
 
 def groupvits(do: Plan, c: Config, encoder: Artifact, curated: Artifacts) -> Artifacts:

@@ -55,6 +55,13 @@ SCHEMAS: dict[str, pa.Schema] = {
     "embeddings": pa.schema(
         [("sample_id", pa.string()), ("vector", vector(pa.float16()))]  # unit length
     ),
+    "duplicates": pa.schema(
+        [
+            ("sample_id", pa.string()),
+            ("reason", pa.string()),  # duplicate_bytes or near_duplicate
+            ("of", pa.string()),  # the earlier sample that it repeats
+        ]
+    ),
     "concepts": pa.schema(
         [
             ("concept_id", pa.int32()),
