@@ -4,26 +4,37 @@ A list of ``{case, ours, peer, unit, ratio, limit, limit_share, note}``.
 """
 
 import json
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import archive_vs_loop, embed_vs_forward
+from benchmarks import curation_vs_loop, embed_vs_forward, read_vs_webdataset, scale, search
 
-CASES: tuple[Callable[[], dict[str, Any]], ...] = (
-    archive_vs_loop.measure,
-    partial(archive_vs_loop.measure, clusters=False, loop_images=300),
-    embed_vs_forward.measure,
-)
+SIZES = (62_500, 125_000, 250_000, 500_000, 1_000_000)  # images; the last is four times the last but two
+
+
+def cases() -> Iterator[dict[str, Any]]:
+    """Each case in turn."""
+    yield read_vs_webdataset.measure()
+    yield embed_vs_forward.measure()
+    yield search.exact()
+    yield search.inverted_file()
+    for case in curation_vs_loop.cases():
+        yield case()
+    points = scale.curve(SIZES)
+    yield scale.scaling(points)
+    yield scale.peak(points)
 
 
 def main() -> None:
     """Measures, prints a table and writes ``bench.json``."""
-    results = [case() for case in CASES]
+    results = []
+    for result in cases():
+        print(json.dumps(result), flush=True)
+        results.append(result)
     Path("bench.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     table = Table("case", "ours", "peer", "unit", "ratio", "share of limit")
     for result in results:

@@ -20,6 +20,7 @@ from curation.tables import PairTable, lost_pairs, sidecar, table_files, table_s
 from storage.digest import combined, digest_files
 from storage.errors import ConfigError, InputError
 from storage.files import Folder
+from storage.growth import DIGESTS
 from storage.reader import IMAGE_EXTENSIONS, image_bytes, open_tar
 from storage.schemas import SCHEMAS, table_of
 from storage.stage import Job, Output, ShardFunction, Stage, file_stem
@@ -207,4 +208,4 @@ def _fault(shard: str, key: str, fault: Fault) -> Row:
     return {"sample_id": sample_id, "key": key, "reason": fault.reason, "detail": fault.detail}
 
 
-CORPUS = Stage("corpus", 1, build_corpus, corpus_identity)
+CORPUS = Stage("corpus", 1, build_corpus, corpus_identity, by_shard=DIGESTS)

@@ -124,4 +124,4 @@ def _refuse_broken(vectors_ND: NDArray[np.float32], shard: str) -> None:
         )
 
 
-EMBED = Stage("embed", 1, embed)
+EMBED = Stage("embed", 1, embed, by_shard=("corpus",))

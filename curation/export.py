@@ -66,4 +66,4 @@ def _unarchived(shard: str, sample_id: str) -> dict[str, str]:
     return {"sample_id": sample_id, "key": key, "reason": "not_archived", "detail": "it was not embedded"}
 
 
-EXPORT = Stage("export", 1, export)
+EXPORT = Stage("export", 1, export, by_shard=("corpus", "archive"))

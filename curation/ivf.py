@@ -21,6 +21,8 @@ CHUNK = 2048  # rows that meet all centroids at once
 PAIRS = 4096  # of queries and probed cells that are one thread's work
 SAMPLE = 40  # rows per cell to learn centroids from
 STEPS = 6  # of k-means: cells need to be even, not optimal
+PRODUCTS = 1 << 25  # of queries and rows held at a time
+Cell = tuple[int, NDArray[np.int64], NDArray[np.int64]]  # with the queries that probe it, and as which probe
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,33 +36,46 @@ class InvertedFile:
         self, queries_QD: NDArray[np.floating[Any]], vectors_MD: NDArray[Any], count: int, probes: int
     ) -> NDArray[np.int64]:
         """Rows ``[Q, count]`` of great inner product, in any order; -1 where the cells held fewer."""
-        parts = range(0, len(queries_QD), QUERIES)
-        found = [
-            self._search(as_float32(queries_QD[a : a + QUERIES]), vectors_MD, count, probes) for a in parts
-        ]
-        return np.concatenate(found) if found else np.empty((0, count), np.int64)
+        found = [np.empty((0, count), np.int64)]
+        for start in range(0, len(queries_QD), QUERIES):
+            queries = as_float32(queries_QD[start : start + QUERIES])
+            probed_QP = np.concatenate(list(each_alone(self._nearest(probes), _chunks(queries, CHUNK // 4))))
+            widest = int(self.cells.lengths[probed_QP].sum(axis=1).max(initial=1))
+            step = max(1, PRODUCTS // widest)
+            for first in range(0, len(queries), step):
+                part = slice(first, first + step)
+                found.append(self._scan(queries[part], probed_QP[part], vectors_MD, count))
+        return np.concatenate(found)
 
-    def _search(
-        self, queries_QD: NDArray[np.float32], vectors_MD: NDArray[Any], count: int, probes: int
+    def _scan(
+        self,
+        queries_QD: NDArray[np.float32],
+        probed_QP: NDArray[np.int64],
+        vectors_MD: NDArray[Any],
+        count: int,
     ) -> NDArray[np.int64]:
-        probed_QP = np.concatenate(list(each_alone(self._nearest(probes), _chunks(queries_QD, CHUNK // 4))))
-        best_QPC = torch.full((*probed_QP.shape, count), -torch.inf)
-        rows_QPC = torch.full(best_QPC.shape, -1, dtype=torch.int64)
-        queries = torch.from_numpy(queries_QD)
+        """The best of the products of each query with all rows of its cells, side by side ``[Q, W]``."""
+        sizes_QP = self.cells.lengths[probed_QP]
+        start_QP = sizes_QP.cumsum(axis=1) - sizes_QP
+        width = max(int(sizes_QP.sum(axis=1).max(initial=0)), count)
+        products_QW = np.full((len(queries_QD), width), -np.inf, np.float32)
+        flat, queries = products_QW.ravel(), torch.from_numpy(queries_QD)
 
-        def scan(cells: list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]) -> None:
-            for cell, query, probe in cells:
-                rows = self.cells[cell]
-                products = queries[query] @ torch.from_numpy(as_float32(vectors_MD[rows])).T
-                best, column = torch.topk(products, min(count, len(rows)))
-                best_QPC[query, probe, : best.shape[1]] = best
-                rows_QPC[query, probe, : best.shape[1]] = torch.from_numpy(rows)[column]
+        def scan(batch: list[Cell]) -> None:
+            for cell, query_N, probe_N in batch:
+                rows = torch.from_numpy(as_float32(vectors_MD[self.cells[cell]]))
+                place_N = query_N * width + start_QP[query_N, probe_N]
+                flat[place_N[:, None] + np.arange(len(rows))] = (queries[query_N] @ rows.T).numpy()
 
         for _ in each_alone(scan, _work(probed_QP, self.cells.lengths)):
             pass
-        best_QX, rows_QX = best_QPC.flatten(1), rows_QPC.flatten(1)
-        place_QC = torch.topk(best_QX, count).indices
-        return rows_QX.gather(1, place_QC).numpy()
+        best = torch.topk(torch.from_numpy(products_QW), count)
+        found_QC, column_QC = torch.isfinite(best.values).numpy(), best.indices.numpy()
+        probe_QC = (column_QC[:, :, None] >= start_QP[:, None, :]).sum(axis=2) - 1
+        cell_QC = np.take_along_axis(probed_QP, probe_QC, 1)
+        inside_QC = column_QC - np.take_along_axis(start_QP, probe_QC, 1)
+        place_QC = np.where(found_QC, self.cells.offsets[cell_QC] + inside_QC, 0)
+        return np.where(found_QC, self.cells.values[place_QC], -1)
 
     def _nearest(self, probes: int) -> Any:
         centroids = torch.from_numpy(self.centroids_KD)
@@ -71,15 +86,13 @@ def _chunks(vectors_ND: NDArray[Any], rows: int) -> Iterator[NDArray[np.float32]
     return (as_float32(vectors_ND[start : start + rows]) for start in range(0, len(vectors_ND), rows))
 
 
-def _work(
-    probed_QP: NDArray[np.int64], sizes_K: NDArray[np.int64]
-) -> Iterator[list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]]:
+def _work(probed_QP: NDArray[np.int64], sizes_K: NDArray[np.int64]) -> Iterator[list[Cell]]:
     """Cells that are probed, each with the queries that do and the places of the probes, in batches."""
     flat = probed_QP.ravel()
     order = np.argsort(flat, kind="stable")
     cells, starts = np.unique(flat[order], return_index=True)
     query, probe = np.divmod(order, probed_QP.shape[1])
-    batch: list[tuple[int, NDArray[np.int64], NDArray[np.int64]]] = []
+    batch: list[Cell] = []
     pairs = 0
     for cell, start, end in zip(cells.tolist(), starts, [*starts[1:], len(order)], strict=True):
         if sizes_K[cell]:

@@ -173,4 +173,4 @@ def mention_ids(captions: Sequence[str], index: dict[str, int], extractor: str) 
 
 
 VOCABULARY = Stage("vocabulary", 1, build_vocabulary, vocabulary_identity)
-MENTIONS = Stage("mentions", 1, find_mentions)
+MENTIONS = Stage("mentions", 1, find_mentions, by_shard=("corpus",))

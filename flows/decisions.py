@@ -9,7 +9,7 @@ from flows.plan import Node
 from storage.artifact import Artifact, Store
 from storage.fingerprint import canonical
 from storage.manifest import Manifest
-from storage.stage import PROGRESS
+from storage.stage import PROGRESS, unchanged_shards
 
 Action = Literal["reuse", "resume", "run"]
 Change = tuple[str, Any, Any]  # name, before, after
@@ -55,7 +55,14 @@ def _decision(node: Node, history: "_History") -> Decision:
     earlier = history.of_stage(node)
     if not earlier:
         return Decision(node, "run", ("never run",))
-    return Decision(node, "run", tuple(history.reasons(node, _nearest(node, earlier))))
+    return Decision(node, "run", (*history.reasons(node, _nearest(node, earlier)), *_saved(node)))
+
+
+def _saved(node: Node) -> Iterable[str]:
+    """How much of the work an earlier artifact has done, where that is known before anything runs."""
+    taken_over = unchanged_shards(node.stage, node.config, node.inputs, _store(node))
+    if taken_over:
+        yield f"{len(taken_over)} shard(s) are as they were and are taken over, not made again"
 
 
 @dataclass
@@ -69,8 +76,7 @@ class _History:
         """Earlier artifacts of the node's stage, newest first."""
         name = node.stage.name
         if name not in self.manifests:
-            store = Store(node.artifact.url.rsplit("/", 2)[0])
-            self.manifests[name] = [a.manifest for a in reversed(store.artifacts(name))]
+            self.manifests[name] = [a.manifest for a in reversed(_store(node).artifacts(name))]
         return self.manifests[name]
 
     def reasons(self, node: Node, earlier: Manifest) -> list[str]:
@@ -97,6 +103,10 @@ class _History:
         inputs = _input_changes(node, earlier)
         deeper = [root for change in inputs for root in self.roots(*change) or [_leaf(node, change)]]
         return list(dict.fromkeys(own + deeper))
+
+
+def _store(node: Node) -> Store:
+    return Store(node.artifact.url.rsplit("/", 2)[0])
 
 
 def _nearest(node: Node, earlier: Iterable[Manifest]) -> Manifest:

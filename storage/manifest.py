@@ -75,6 +75,7 @@ class Manifest:
     seconds: float  # wall time of the run that committed, earlier interrupted runs not counted
     shard_seconds: dict[str, float]
     provenance: dict[str, Any]
+    shards: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # counts and facts of each
 
     @property
     def rows(self) -> int:
@@ -98,6 +99,14 @@ def merge_records(
         facts.update(record.facts)
     parts = tuple(part for record in ordered for part in record.parts)
     return parts, sum((record.counts for record in ordered), Counts()), dict(sorted(facts.items()))
+
+
+def shard_record(manifest: Manifest, shard: str) -> ShardRecord:
+    """What one shard of an artifact wrote, as it was recorded then."""
+    told = manifest.shards[shard]
+    parts = tuple(part for part in manifest.parts if part.shard == shard)
+    seconds = manifest.shard_seconds.get(shard, 0.0)
+    return ShardRecord(shard, parts, Counts(**told["counts"]), told["facts"], seconds)
 
 
 def to_json(record: Manifest | ShardRecord) -> bytes:

@@ -1,5 +1,6 @@
 """A stage is a name, a version and a plain function; ``materialize`` runs it once per identity."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from storage.artifact import MANIFEST, Artifact, Store
 from storage.errors import StoreError
 from storage.files import Folder, Writer
 from storage.fingerprint import canonical, fingerprint
+from storage.growth import take_over, unchanged
 from storage.manifest import (
     Counts,
     Manifest,
@@ -96,10 +98,32 @@ class Stage(Generic[C]):
     run: Callable[[Job[C]], None]
     outside: Callable[[C, Folder], Mapping[str, str]] = lambda config, store: {}  # noqa: ARG005
     """Digests of what the stage reads from outside the store (they may be cached in it)."""
+    by_shard: tuple[str, ...] = ()
+    """Inputs of which a shard of the result depends on the same shard only; see ``storage.growth``."""
 
     def artifact(self, store: Store, config: C, inputs: Mapping[str, Artifact | str]) -> Artifact:
         """The handle of this stage's result for a config and all its inputs, computed or not."""
         return store.artifact(self.name, fingerprint(self.name, self.version, config, _identities(inputs)))
+
+
+def unchanged_shards(
+    stage: Stage[C], config: C, inputs: Mapping[str, Artifact | str], store: Store
+) -> dict[str, Artifact]:
+    """The shards that an earlier artifact holds already, as far as what they are made of is known."""
+    if not stage.by_shard:
+        return {}
+    stages = {name: item.stage for name, item in inputs.items() if isinstance(item, Artifact)}
+    artifact = stage.artifact(store, config, inputs)
+    identities = _identities(inputs)
+    return unchanged(artifact, stage.version, canonical(config), stage.by_shard, identities, stages, store)
+
+
+def _take_over(
+    stage: Stage[C], config: C, inputs: Mapping[str, Artifact | str], store: Store, folder: Folder
+) -> None:
+    for shard, earlier in unchanged_shards(stage, config, inputs, store).items():
+        if _finished(folder, shard) is None and (record := take_over(earlier, shard, folder)):
+            folder.write(f"{PROGRESS}/{file_stem(shard)}.json", to_json(record))
 
 
 def _identities(inputs: Mapping[str, Artifact | str]) -> dict[str, str]:
@@ -118,6 +142,7 @@ def materialize(
     if artifact.committed:
         return artifact
     started = time.perf_counter()
+    _take_over(stage, config, inputs, store, artifact.folder)
     stage.run(Job(config, inputs, runtime, artifact.folder, stage.name))
     if artifact.committed:  # by another run that worked on the same
         return artifact
@@ -151,6 +176,7 @@ def _assemble(
         seconds=round(seconds, 3),
         shard_seconds={record.shard: record.seconds for record in records},
         provenance=provenance(),
+        shards={r.shard: {"counts": dataclasses.asdict(r.counts), "facts": r.facts} for r in records},
     )
 
 

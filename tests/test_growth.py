@@ -1,0 +1,146 @@
+"""A corpus that gains or loses shards: unchanged ones are taken over, and the result is a full rebuild's."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curation.corpus import CorpusConfig
+from curation.sources import Source
+from flows.decisions import decide
+from storage.runtime import Runtime, local_engine
+from storage.stage import materialize
+
+UNTIL = "export"
+BY_SHARD = ("corpus", "embed", "mentions")  # whatever else changes when the corpus does
+
+
+class Watched:
+    """An engine that notes which shards it was given, stage by stage."""
+
+    def __init__(self) -> None:
+        self.shards: list[str] = []
+
+    def __call__(self, make_task: Callable[[], Any], shards: Sequence[str]) -> Any:
+        self.shards += shards
+        return local_engine(make_task, shards)
+
+
+@pytest.fixture
+def tars(scene_tars: Path, tmp_path: Path) -> Path:
+    """Four tars in a folder of the test's own."""
+    folder = tmp_path / "tars"
+    shutil.copytree(scene_tars, folder)
+    return folder
+
+
+def corpus_of(tars: Path) -> CorpusConfig:
+    return CorpusConfig((Source("mine", urls=(str(tars / "*.tar"),)),))
+
+
+def bytes_of(store: Path) -> dict[str, bytes]:
+    """Every part that a manifest names, but for what earlier corpora left."""
+    found = {}
+    for manifest in store.glob("*/*/manifest.json"):
+        for part in json.loads(manifest.read_bytes())["parts"]:
+            path = manifest.parent / part["name"]
+            found[str(path.relative_to(store))] = path.read_bytes()
+    return found
+
+
+def shards_made(curate: Any, tars: Path, store: Path, encoder: Path) -> dict[str, list[str]]:
+    """Runs the pipeline; which shards each stage really worked on."""
+    made: dict[str, list[str]] = {}
+    plan = curate(store, corpus_of(tars), encoder, until="encoder").plan
+    for node in plan.until(UNTIL):
+        engine = Watched()
+        runtime = Runtime(engine, device="cpu", locations=plan.locations)
+        materialize(node.stage, node.config, node.inputs, plan.store, runtime)
+        made[node.label] = [shard.partition("/")[2] for shard in engine.shards]
+    return made
+
+
+def test_new_shards_are_all_that_is_made_and_the_result_is_a_full_rebuild(
+    curate: Any, tars: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    for name in ("00001.tar", "00003.tar"):
+        (tars / name).rename(aside / name)
+    before = shards_made(curate, tars, tmp_path / "grown", tiny_encoder)
+    assert all(before[stage] == ["00000", "00002"] for stage in BY_SHARD)
+    for tar in aside.iterdir():
+        tar.rename(tars / tar.name)
+    after = shards_made(curate, tars, tmp_path / "grown", tiny_encoder)
+    assert after["corpus"] == after["embed"] == ["00001", "00003"]
+    assert after["expand"] == ["00000", "00001", "00002", "00003"]
+    shards_made(curate, tars, tmp_path / "rebuilt", tiny_encoder)
+    grown, rebuilt = bytes_of(tmp_path / "grown"), bytes_of(tmp_path / "rebuilt")
+    assert {name: grown[name] for name in rebuilt} == rebuilt
+
+
+def test_lost_shards_leave_without_anything_embedded_again(
+    curate: Any, tars: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    shards_made(curate, tars, tmp_path / "shrunk", tiny_encoder)
+    (tars / "00002.tar").unlink()
+    after = shards_made(curate, tars, tmp_path / "shrunk", tiny_encoder)
+    assert after["corpus"] == after["embed"] == []
+    shards_made(curate, tars, tmp_path / "rebuilt", tiny_encoder)
+    shrunk, rebuilt = bytes_of(tmp_path / "shrunk"), bytes_of(tmp_path / "rebuilt")
+    assert {name: shrunk[name] for name in rebuilt} == rebuilt
+
+
+def test_counts_of_shards_taken_over_are_those_of_a_rebuild(
+    curate: Any, tars: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    (tars / "00000.tar").rename(tmp_path / "00000.tar")
+    shards_made(curate, tars, tmp_path / "store", tiny_encoder)
+    (tmp_path / "00000.tar").rename(tars / "00000.tar")
+    grown = curate(tmp_path / "store", corpus_of(tars), tiny_encoder, until="embed")
+    whole = curate(tmp_path / "other", corpus_of(tars), tiny_encoder, until="embed")
+    for stage in ("corpus", "embed"):
+        one, other = grown[stage].manifest, whole[stage].manifest
+        assert (one.counts, one.facts, one.parts, one.shards) == (
+            other.counts, other.facts, other.parts, other.shards
+        )  # fmt: skip
+
+
+def test_plan_says_how_many_shards_are_taken_over(
+    curate: Any, tars: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    (tars / "00003.tar").rename(tmp_path / "00003.tar")
+    curate(tmp_path / "store", corpus_of(tars), tiny_encoder, until="embed")
+    (tmp_path / "00003.tar").rename(tars / "00003.tar")
+    plan = curate(tmp_path / "store", corpus_of(tars), tiny_encoder, until="encoder").plan
+    reasons = {d.node.label: " ".join(d.reasons) for d in decide(plan.until("corpus"))}
+    assert "3 shard(s) are as they were and are taken over" in reasons["corpus"]
+
+
+def test_changed_config_or_version_takes_nothing_over(
+    curate: Any, tars: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    run = curate(tmp_path / "store", corpus_of(tars), tiny_encoder, until="embed")
+    node = next(node for node in run.plan.nodes if node.label == "embed")
+    for stage, config in (
+        (replace(node.stage, version=node.stage.version + 1), node.config),
+        (node.stage, replace(node.config, batch_size=3)),
+    ):
+        engine = Watched()
+        runtime = Runtime(engine, device="cpu", locations=run.plan.locations)
+        materialize(stage, config, node.inputs, run.plan.store, runtime)
+        assert len(engine.shards) == 4
+
+
+def test_damaged_part_is_made_again(curate: Any, tars: Path, tiny_encoder: Path, tmp_path: Path) -> None:
+    (tars / "00003.tar").rename(tmp_path / "00003.tar")
+    run = curate(tmp_path / "store", corpus_of(tars), tiny_encoder, until="embed")
+    part = next(part for part in run["embed"].manifest.parts if "00001" in part.name)
+    Path(run["embed"].folder.path(part.name)).write_bytes(b"damaged")
+    (tmp_path / "00003.tar").rename(tars / "00003.tar")
+    after = shards_made(curate, tars, tmp_path / "store", tiny_encoder)
+    assert after["embed"] == ["00001", "00003"]
