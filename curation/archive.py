@@ -31,6 +31,7 @@ class ArchiveConfig:
 
     epsilon: float = EPSILON  # floor of the similarities
     support: float = 0.0  # added to a concept's score for each neighbour that names it; 0 is the paper's
+    novelty: float = 0.0  # taken from the score of a concept that the caption names; 0 is the paper's
     starts: int = 5  # of k-means; the best is kept
     temperature: float = 1.0  # of the softmax over clusters and inside them; 1 is the paper's
     seed: int = 0
@@ -84,7 +85,7 @@ def archive_shard(config: ArchiveConfig, inputs: Inputs, neighbours: Artifact, s
     ids = table["sample_id"].to_pylist()
     candidates = pool(neighbour_rows(inputs.index, table), inputs.mentions)
     anchors_N, vectors = inputs.index.rows_of(ids), (inputs.index.vectors_MD, inputs.vectors_CD)
-    scores = rank(candidates, anchors_N, *vectors, config.epsilon, config.support)
+    scores = rank(candidates, anchors_N, *vectors, config.epsilon, config.support, config.novelty)
     seeds_N = np.array([stable_seed("cluster", config.seed, name) for name in ids], np.uint64)
     clusters = cluster(candidates.offsets, candidates.concept_A, inputs.vectors_CD, seeds_N, config.starts)
     probability_A = probability(candidates.offsets, scores.score, clusters.labels, config.temperature)

@@ -3,12 +3,13 @@
     s(c, j)   = max(t_c · v_j, ε)
     local(c)  = s(c, i) / mean of s(c, j) over j in R_c ⊎ {i}
     global(c) = s(c, i) / max of s(c', j) over c' in A_i and j in R_c' ⊎ {i}
-    score(c)  = local(c) + global(c) + support · |R_c|
+    score(c)  = local(c) + global(c) + support · |R_c| - novelty · [i in R_c]
 
-after Xing et al., *Rewrite Caption Semantics*, NeurIPS 2023, who have no third term (support = 0). ⊎: the
+after Xing et al., *Rewrite Caption Semantics*, NeurIPS 2023, who have only the first two terms. ⊎: the
 anchor is counted once more, even if it is a donor. The floor ε keeps local(c) ≤ |R_c| + 1 and
-global(c) ≤ 1 for encoders with cosines near zero. Where such an encoder tells concepts apart badly, how many
-neighbours name one says more, and support lets it count.
+global(c) ≤ 1 for encoders with cosines near zero. Where such an encoder tells concepts apart badly, how
+many neighbours name one says more, and support lets it count. Where archives are used beside captions,
+novelty puts what the image's own caption names behind what it leaves out.
 """
 
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ def rank(
     concept_vectors_CD: NDArray[np.float32],
     epsilon: float = EPSILON,
     support: float = 0.0,
+    novelty: float = 0.0,
 ) -> Scores:
     """Scores every candidate of every image.
 
@@ -54,6 +56,7 @@ def rank(
         concept_vectors_CD: unit length, float32, a row per concept id.
         epsilon: floor of the similarities, above 0.
         support: added to the score for each neighbour that names the concept.
+        novelty: taken from the score of a concept that the image itself names.
 
     Raises:
         ValueError: if epsilon is not above 0, or there is not one anchor per image.
@@ -72,12 +75,13 @@ def rank(
     best_N = reduced(np.maximum, best_A, candidates.offsets)
     local_A = s_A / mean_A
     global_A = s_A / np.repeat(best_N, sizes)
+    own_A = reduced(np.add, (donors.values == np.repeat(anchor_of_A, donors.lengths)) * 1.0, donors.offsets)
     clamped = int((raw_A < epsilon).sum() + (raw_P < epsilon).sum())
     return Scores(
         anchor_similarity=s_A.astype(np.float32),
         local=local_A.astype(np.float32),
         global_=global_A.astype(np.float32),
-        score=(local_A + global_A + support * donors.lengths).astype(np.float32),
+        score=(local_A + global_A + support * donors.lengths - novelty * own_A).astype(np.float32),
         clamped=clamped,
     )
 

@@ -64,6 +64,18 @@ def test_support_adds_to_the_score_for_each_donor_and_changes_nothing_else() -> 
         np.testing.assert_array_equal(getattr(supported, name), getattr(plain, name))
 
 
+def test_novelty_takes_from_what_the_image_itself_names_and_from_nothing_else() -> None:
+    rng = np.random.default_rng(7)
+    images, concepts = unit(rng, 40, 32), unit(rng, 12, 32)
+    mentions = [rng.integers(0, 12, 3).tolist() for _ in range(40)]
+    candidates = pool(nearest(images, images, 6)[0], ragged([sorted(set(m)) for m in mentions], np.int32))
+    plain, novel = (rank(candidates, np.arange(40), images, concepts, novelty=n) for n in (0.0, 2.0))
+    image_A = np.repeat(np.arange(40), np.diff(candidates.offsets))
+    own_A = [c in mentions[i] for i, c in zip(image_A, candidates.concept_A.tolist(), strict=True)]
+    assert 0 < sum(own_A) < len(own_A)
+    np.testing.assert_allclose(novel.score, plain.score - 2.0 * np.array(own_A), rtol=1e-5, atol=1e-6)
+
+
 def test_scores_of_identical_images_equal_the_loop() -> None:
     rng = np.random.default_rng(9)
     images, concepts = np.repeat(unit(rng, 3, 16), 6, axis=0), unit(rng, 9, 16)
