@@ -2,7 +2,7 @@
 
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from curation.certificate import Certificate
 from curation.encoder import pick_device
 from curation.expand import Backend, nearest
+from curation.grow import Known, known, merged, new_rows
 from curation.index_files import packed, unpacked
 from curation.ragged import offsets_of
 from curation.search import Kind, Searcher, build, cells_of, choose, tune
@@ -25,6 +26,7 @@ from storage.schemas import table_of
 from storage.stage import Job, Output, ShardFunction, Stage
 
 VECTORS = "vectors.npy"
+Neighbours = tuple[NDArray[np.int64], NDArray[np.float32]]  # rows and similarities [Q, L]
 
 
 @dataclass(frozen=True)
@@ -176,15 +178,40 @@ def load_index(artifact: Artifact) -> Index:
 def expand(job: Job[ExpandConfig]) -> None:
     """Stage ``expand``: the L nearest images of every image, shard by shard."""
     embeddings, index = job.artifact("embeddings"), job.artifact("index")
-    make = partial(_make_shard_function, job.config, embeddings, index, job.runtime.device)
+    exact = [earlier for earlier in job.earlier if not unpacked(earlier.inputs["index"])]
+    before = None if unpacked(index) else known(exact, embeddings)
+    make = partial(_make_shard_function, job.config, embeddings, index, before, job.runtime.device)
     job.map_shards(make, embeddings.shards)
 
 
 def _make_shard_function(
-    config: ExpandConfig, embeddings: Artifact, index_artifact: Artifact, device: str
+    config: ExpandConfig, embeddings: Artifact, index_artifact: Artifact, before: Known | None, device: str
 ) -> ShardFunction:
     index, (backend, where) = load_index(index_artifact), _backend(device)
-    return lambda shard: _expand_shard(config, index, embeddings, shard, backend, where)
+    new_R = new_rows(embeddings, before.shards) if before else np.zeros(0, np.int64)
+
+    def nearest_of(shard: str, queries_QD: NDArray[np.float16]) -> Neighbours:
+        if index.searcher:
+            return index.searcher.nearest(queries_QD, index.vectors_MD, config.neighbours)
+        if before and shard in before.shards:
+            old = _still_there(index, before.neighbours, shard, new_R, config.neighbours)
+            return merged(queries_QD, index.vectors_MD, *old, new_R, config.neighbours, backend, where)
+        return nearest(queries_QD, index.vectors_MD, config.neighbours, backend, where)
+
+    return lambda shard: _expand_shard(index, embeddings, nearest_of, shard)
+
+
+def _still_there(
+    index: Index, neighbours: Artifact, shard: str, new_R: NDArray[np.int64], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Rows [Q, L] of a shard's neighbours of before, and for each image whether none has gone."""
+    lists = neighbours.read("neighbours", shard, ["neighbour_ids"])["neighbour_ids"].combine_chunks()
+    lengths_Q = lists.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+    rows_A = index.rows_of(cast("pl.Series", pl.from_arrow(lists.flatten())))
+    rows_A = np.where(np.isin(rows_A, new_R), -1, rows_A)  # of the same name, but another image now
+    rows_QL = np.full((len(lengths_Q), count), -1, np.int64)
+    rows_QL[np.arange(count) < lengths_Q[:, None]] = rows_A
+    return rows_QL, (rows_QL >= 0).sum(axis=1) == lengths_Q
 
 
 def _backend(device: str) -> tuple[Backend, str]:
@@ -194,14 +221,13 @@ def _backend(device: str) -> tuple[Backend, str]:
 
 
 def _expand_shard(
-    config: ExpandConfig, index: Index, embeddings: Artifact, shard: str, backend: Backend, device: str
+    index: Index,
+    embeddings: Artifact,
+    nearest_of: Callable[[str, NDArray[np.float16]], Neighbours],
+    shard: str,
 ) -> Output:
     ids = embeddings.read("embeddings", shard, ["sample_id"])["sample_id"]
-    queries_QD = shard_vectors(embeddings, shard)
-    if index.searcher:
-        rows_QL, similarities_QL = index.searcher.nearest(queries_QD, index.vectors_MD, config.neighbours)
-    else:
-        rows_QL, similarities_QL = nearest(queries_QD, index.vectors_MD, config.neighbours, backend, device)
+    rows_QL, similarities_QL = nearest_of(shard, shard_vectors(embeddings, shard))
     table = neighbours_table(ids, index.names, rows_QL, similarities_QL)
     return Output(tables={"neighbours": table}, seen=len(ids), kept=len(ids))
 
@@ -226,4 +252,4 @@ def neighbours_table(
 
 
 INDEX = Stage("index", 2, build_index)
-EXPAND = Stage("expand", 1, expand)
+EXPAND = Stage("expand", 1, expand, looks_back=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -52,6 +52,14 @@ ShardFunction = Callable[[str], Output]
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """An artifact that the same stage made with the same config, of other inputs."""
+
+    artifact: Artifact
+    inputs: Mapping[str, Artifact]
+
+
+@dataclass(frozen=True)
 class Job(Generic[C]):
     """What a stage function is given."""
 
@@ -60,6 +68,7 @@ class Job(Generic[C]):
     runtime: Runtime
     folder: Folder
     stage: str
+    earlier: tuple[Earlier, ...] = ()  # what a stage that looks back may build on, newest first
 
     def artifact(self, name: str) -> Artifact:
         """An input by name."""
@@ -100,6 +109,8 @@ class Stage(Generic[C]):
     """Digests of what the stage reads from outside the store (they may be cached in it)."""
     by_shard: tuple[str, ...] = ()
     """Inputs of which a shard of the result depends on the same shard only; see ``storage.growth``."""
+    looks_back: bool = False
+    """Whether the job is told of earlier artifacts."""
 
     def artifact(self, store: Store, config: C, inputs: Mapping[str, Artifact | str]) -> Artifact:
         """The handle of this stage's result for a config and all its inputs, computed or not."""
@@ -126,6 +137,18 @@ def _take_over(
             folder.write(f"{PROGRESS}/{file_stem(shard)}.json", to_json(record))
 
 
+def _earlier(
+    stage: Stage[C], config: C, inputs: Mapping[str, Artifact | str], store: Store
+) -> Iterator[Earlier]:
+    stages = {name: item.stage for name, item in inputs.items() if isinstance(item, Artifact)}
+    for artifact in reversed(store.artifacts(stage.name)):
+        manifest = artifact.manifest
+        if manifest.version == stage.version and manifest.config == canonical(config):
+            had = {name: store.artifact(stages[name], manifest.inputs[name]) for name in stages}
+            if all(item.committed for item in had.values()):
+                yield Earlier(artifact, had)
+
+
 def _identities(inputs: Mapping[str, Artifact | str]) -> dict[str, str]:
     return {name: item.fingerprint if isinstance(item, Artifact) else item for name, item in inputs.items()}
 
@@ -143,7 +166,8 @@ def materialize(
         return artifact
     started = time.perf_counter()
     _take_over(stage, config, inputs, store, artifact.folder)
-    stage.run(Job(config, inputs, runtime, artifact.folder, stage.name))
+    earlier = tuple(_earlier(stage, config, inputs, store)) if stage.looks_back else ()
+    stage.run(Job(config, inputs, runtime, artifact.folder, stage.name, earlier))
     if artifact.committed:  # by another run that worked on the same
         return artifact
     manifest = _assemble(stage, config, inputs, artifact, time.perf_counter() - started)

@@ -7,9 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from curation.corpus import CorpusConfig
+from curation.expand import nearest
+from curation.grow import merged
 from curation.sources import Source
 from flows.decisions import decide
 from storage.runtime import Runtime, local_engine
@@ -81,6 +84,54 @@ def test_new_shards_are_all_that_is_made_and_the_result_is_a_full_rebuild(
     shards_made(curate, tars, tmp_path / "rebuilt", tiny_encoder)
     grown, rebuilt = bytes_of(tmp_path / "grown"), bytes_of(tmp_path / "rebuilt")
     assert {name: grown[name] for name in rebuilt} == rebuilt
+
+
+def test_old_images_are_compared_with_new_ones_only(
+    curate: Any, tars: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tars / "00001.tar").rename(tmp_path / "00001.tar")
+    shards_made(curate, tars, tmp_path / "grown", tiny_encoder)
+    (tmp_path / "00001.tar").rename(tars / "00001.tar")
+    compared = []
+
+    def watched(queries: Any, vectors: Any, *rest: Any) -> Any:
+        compared.append((len(queries), len(vectors)))
+        return nearest(queries, vectors, *rest)
+
+    monkeypatch.setattr("curation.grow.nearest", watched)
+    monkeypatch.setattr("curation.index.nearest", watched)
+    shards_made(curate, tars, tmp_path / "grown", tiny_encoder)
+    assert compared == [(20, 20), (20, 80), (20, 20), (20, 20)]
+
+
+def test_neighbours_that_changed_under_their_names_are_searched_anew(
+    curate: Any, tars: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    shards_made(curate, tars, tmp_path / "store", tiny_encoder)
+    (tars / "00002.tar").write_bytes((tars / "00000.tar").read_bytes())  # the same keys, other pictures
+    shards_made(curate, tars, tmp_path / "store", tiny_encoder)
+    shards_made(curate, tars, tmp_path / "rebuilt", tiny_encoder)
+    changed, rebuilt = bytes_of(tmp_path / "store"), bytes_of(tmp_path / "rebuilt")
+    assert {name: changed[name] for name in rebuilt} == rebuilt
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_merged_neighbours_are_those_of_a_full_search(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    vectors = rng.standard_normal((90, 4)).astype(np.float32)
+    vectors_MD = np.concatenate([vectors, vectors[:30]])[rng.permutation(120)].astype(np.float16)
+    new_R = np.sort(rng.choice(120, int(rng.integers(0, 100)), replace=False))
+    old_R = np.setdiff1d(np.arange(120), new_R)
+    found_QL, _ = nearest(vectors_MD[old_R], vectors_MD[old_R], 8)
+    before_QL = np.where(found_QL < 0, -1, old_R[found_QL])
+    complete_Q = rng.random(len(old_R)) < 0.8
+    before_QL[~complete_Q] = -1
+    rows, similarities = merged(
+        vectors_MD[old_R], vectors_MD, before_QL, complete_Q, new_R, 8, "torch", "cpu"
+    )
+    expected_rows, expected = nearest(vectors_MD[old_R], vectors_MD, 8)
+    assert np.array_equal(rows, expected_rows)
+    assert np.array_equal(similarities, expected)
 
 
 def test_lost_shards_leave_without_anything_embedded_again(
