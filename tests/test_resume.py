@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from subprocess import PIPE
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +24,8 @@ from storage.stage import materialize
 
 name, plan = plan_run(Path(sys.argv[1]), sys.argv[2])
 runtime = Runtime(device="cpu", load_encoder=load_encoder, locations=plan.locations)
-for stage in ("train groupvit_archive", "train grouping_archive"):
+print("ready", flush=True)
+for stage in sys.argv[3:]:
     for node in plan.until(stage):
         materialize(node.stage, node.config, node.inputs, plan.store, runtime)
 """
@@ -84,16 +87,34 @@ checkpoint_every = 2
 class Command:
     """One command line, run as often as it takes."""
 
-    def __init__(self, config: Path, store: Path) -> None:
-        self.arguments, self.store = [sys.executable, "-c", COMMAND, str(config), str(store)], store
+    def __init__(self, config: Path, store: Path, *stages: str) -> None:
+        self.arguments = [sys.executable, "-c", COMMAND, str(config), str(store), *stages]
+        self.store = store
 
-    def finish(self) -> None:
-        done = subprocess.run(self.arguments, cwd=ROOT, stderr=subprocess.PIPE, check=False)
-        assert done.returncode == 0, done.stderr.decode()
+    def finish(self) -> float:
+        """Seconds it worked, without its imports."""
+        with subprocess.Popen(self.arguments, cwd=ROOT, stdout=PIPE, stderr=PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            ready = time.monotonic()
+            _, errors = process.communicate()
+        assert process.returncode == 0, errors.decode()
+        return time.monotonic() - ready
+
+    def kill_after(self, seconds: float) -> bool:
+        """Starts it and kills it so long after its imports; whether it was still at work."""
+        with subprocess.Popen(self.arguments, cwd=ROOT, stdout=PIPE, stderr=PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(seconds)
+            process.send_signal(signal.SIGKILL)
+            _, errors = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), errors.decode()
+        return process.returncode == -signal.SIGKILL
 
     def kill_when(self, pattern: str) -> list[Path]:
         """Starts it, kills it as soon as the store holds such a file; returns those there are then."""
-        with subprocess.Popen(self.arguments, cwd=ROOT, stderr=subprocess.PIPE) as process:
+        with subprocess.Popen(self.arguments, cwd=ROOT, stdout=PIPE, stderr=PIPE) as process:
             while process.poll() is None and not any(self.store.glob(pattern)):
                 time.sleep(0.002)
             process.send_signal(signal.SIGKILL)
@@ -120,7 +141,8 @@ def test_run_killed_in_embed_and_in_both_trainings_ends_with_the_bytes_of_an_uni
 ) -> None:
     config = tmp_path / "resume.toml"
     config.write_text(CONFIG.format(encoder=tiny_encoder))
-    whole, broken = Command(config, tmp_path / "whole"), Command(config, tmp_path / "broken")
+    stages = ("train groupvit_archive", "train grouping_archive")
+    whole, broken = (Command(config, tmp_path / name, *stages) for name in ("whole", "broken"))
 
     embedded = broken.kill_when("embed/*/_progress/*.json")
     assert 0 < len(embedded) < 24
@@ -143,3 +165,25 @@ def test_run_killed_in_embed_and_in_both_trainings_ends_with_the_bytes_of_an_uni
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if ours[name] != theirs[name]] == []
     assert not list(broken.store.glob("*/*/_progress"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # two dozen processes, each of which imports torch
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is a signal")
+def test_curation_killed_at_twenty_random_moments_ends_with_the_bytes_of_an_uninterrupted_one(
+    tiny_encoder: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "resume.toml"
+    config.write_text(CONFIG.format(encoder=tiny_encoder))
+    whole = Command(config, tmp_path / "whole", "export")
+    seconds = whole.finish()
+    expected = parts(whole.store)
+    moments, kills, rounds = np.random.default_rng(20), 0, 0
+    while kills < 20:
+        broken = Command(config, tmp_path / f"broken{rounds}", "export")
+        while kills < 20 and broken.kill_after(moments.uniform(0, seconds)):
+            kills += 1
+        broken.finish()
+        assert parts(broken.store) == expected
+        assert not list(broken.store.glob("*/*/_progress"))
+        rounds += 1
