@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks import corpora, loop_oracle
 from benchmarks.timing import bytes_per_second, products_per_second, seconds
 from curation.cluster import Clusters, cluster
-from curation.expand import Candidates, pool
+from curation.expand import Candidates, nearest, pool
 from curation.ivf import build_inverted_file
 from curation.probability import probability
 from curation.rank import Scores, rank
@@ -33,6 +33,7 @@ class Workload:
 
     rows: int = ROWS
     images: int = 20_000
+    exact: bool = False  # search: every row instead of cells
 
     @cached_property
     def corpus(self) -> corpora.Corpus:
@@ -60,8 +61,27 @@ class Workload:
     @cached_property
     def neighbours(self) -> NDArray[np.int64]:
         """Rows [N, L] for the images that are curated."""
+        return self.search()
+
+    def search(self) -> NDArray[np.int64]:
+        """The search itself."""
         images_MD = self.corpus.images_MD
+        if self.exact:
+            return nearest(images_MD[: self.images], images_MD, NEIGHBOURS)[0]
         return self.searcher.nearest(images_MD[: self.images], images_MD, NEIGHBOURS)[0]
+
+    def search_one(self, image: int) -> list[int]:
+        """The loop's search of one image."""
+        if self.exact:
+            similarities_M = self.floats @ self.floats[image]
+            return list(np.argsort(-similarities_M, kind="stable")[:NEIGHBOURS].tolist())
+        return list(self.peer_index.search(self.floats[image : image + 1], NEIGHBOURS)[1][0].tolist())
+
+    def prepare(self) -> None:
+        """Makes what both sides start from."""
+        _ = self.neighbours, self.floats, self.mention_lists
+        if not self.exact:
+            _ = self.peer_index
 
     @cached_property
     def floats(self) -> NDArray[np.float32]:
@@ -76,7 +96,7 @@ class Workload:
 
 def measure(load: Workload, case: str, *, search: bool, clusters: bool, loop_images: int) -> dict[str, Any]:
     """Rates of both sides in images per second, their ratio, and how near the machine's limit ours is."""
-    _ = load.neighbours, load.floats, load.mention_lists, load.peer_index  # made outside the clock
+    load.prepare()
     ours, peer, limit = [], [], []
     for _ in range(ROUNDS):
         ours.append(load.images / seconds(lambda: _ours(load, search, clusters)))
@@ -99,14 +119,11 @@ def measure(load: Workload, case: str, *, search: bool, clusters: bool, loop_ima
 
 
 def _search_limit(search: bool) -> str:
-    return ", and the products of centroids and probed cells at the rate of sgemm" if search else ""
+    return ", and the search's products at the rate of sgemm" if search else ""
 
 
 def _ours(load: Workload, search: bool, clusters: bool) -> tuple[Candidates, Scores, Clusters | None]:
-    rows_NL = load.neighbours
-    if search:
-        images_MD = load.corpus.images_MD
-        rows_NL = load.searcher.nearest(images_MD[: load.images], images_MD, NEIGHBOURS)[0]
+    rows_NL = load.search() if search else load.neighbours
     candidates = pool(rows_NL, load.corpus.mentions)
     anchors_N = np.arange(load.images)
     scores = rank(candidates, anchors_N, load.corpus.images_MD, load.corpus.concepts_CD)
@@ -125,9 +142,7 @@ def _loop(load: Workload, images: int, search: bool, clusters: bool) -> float:
 
 
 def _loop_once(load: Workload, image: int, search: bool, clusters: bool) -> float:
-    rows = load.neighbours[image].tolist()
-    if search:
-        rows = load.peer_index.search(load.floats[image : image + 1], NEIGHBOURS)[1][0].tolist()
+    rows = load.search_one(image) if search else load.neighbours[image].tolist()
     entries = loop_oracle.archive(image, rows, load.mention_lists, load.floats, load.corpus.concepts_CD)
     if not clusters:
         return 0.0
@@ -158,15 +173,16 @@ def _limit(load: Workload, search: bool) -> float:
     per_image = pairs / 1000 * corpora.WIDTH * (2 + 4) / bytes_per_second()  # float16 and float32
     if search:
         cells = cells_of(load.rows)
-        met = cells + PROBES * load.rows / cells
+        met = load.rows if load.exact else cells + PROBES * load.rows / cells
         per_image += 2 * met * corpora.WIDTH / products_per_second()
     return 1 / per_image
 
 
 def cases() -> list[Callable[[], dict[str, Any]]]:
-    """The three cases, on one corpus."""
-    load = Workload()
+    """The cases: a small corpus searched exactly, and a larger one."""
+    load, small = Workload(), Workload(rows=20_000, images=8192, exact=True)
     return [
+        lambda: measure(small, "archive_vs_loop", search=True, clusters=True, loop_images=60),
         lambda: measure(load, "rank_vs_loop", search=False, clusters=False, loop_images=1000),
         lambda: measure(load, "rank_cluster_vs_loop", search=False, clusters=True, loop_images=60),
         lambda: measure(load, "curate_ivf_vs_loop", search=True, clusters=True, loop_images=60),

@@ -28,7 +28,7 @@ def exact(rows: int = 65_536, queries: int = 8192) -> dict[str, Any]:
     work = 2.0 * rows * queries * images_MD.shape[1]
     ours, peer = [], []
     for _ in range(ROUNDS):
-        ours.append(work / seconds(lambda: nearest(images_MD[:queries], images_MD, COUNT, "faiss")) / 1e9)
+        ours.append(work / seconds(lambda: nearest(images_MD[:queries], images_MD, COUNT)) / 1e9)
         peer.append(products_per_second() / 1e9)
     rate, limit = statistics.median(ours), statistics.median(peer)
     return {

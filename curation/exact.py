@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+HALF_BITS = 24  # every float16 is a multiple of 2⁻²⁴, the least of them above zero
+
 
 def fixed_point(vectors: NDArray[np.floating[Any]], bits: int) -> NDArray[np.float64]:
     """Vectors rounded to multiples of 2⁻ᵇⁱᵗˢ, as float64.
@@ -15,7 +17,10 @@ def fixed_point(vectors: NDArray[np.floating[Any]], bits: int) -> NDArray[np.flo
     the order of summation, which is the library's to choose, cannot show. Example: 24 bits keep float16
     vectors as they are and move a float32 cosine by about 1e-8.
     """
-    return np.rint(as_float32(vectors).astype(np.float64) * 2.0**bits) * 2.0**-bits
+    wide = as_float32(vectors).astype(np.float64)
+    if vectors.dtype == np.float16 and bits >= HALF_BITS:
+        return wide
+    return np.rint(wide * 2.0**bits) * 2.0**-bits
 
 
 def as_float32(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from curation.exact import as_float32
 from curation.ragged import Ragged, offsets_of
 from curation.threads import each_alone
 
-QUERIES = 4096  # searched at a time
+QUERIES = 16_384  # searched at a time: the more, the larger the products
 CHUNK = 2048  # rows that meet all centroids at once
 PAIRS = 4096  # of queries and probed cells that are one thread's work
 SAMPLE = 40  # rows per cell to learn centroids from
@@ -65,7 +65,9 @@ class InvertedFile:
             for cell, query_N, probe_N in batch:
                 rows = torch.from_numpy(as_float32(vectors_MD[self.cells[cell]]))
                 place_N = query_N * width + start_QP[query_N, probe_N]
-                flat[place_N[:, None] + np.arange(len(rows))] = (queries[query_N] @ rows.T).numpy()
+                flat[place_N[:, None] + np.arange(len(rows))] = (
+                    queries.index_select(0, torch.from_numpy(query_N)) @ rows.T
+                ).numpy()
 
         for _ in each_alone(scan, _work(probed_QP, self.cells.lengths)):
             pass

@@ -16,15 +16,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from curation.exact import as_float32
 from curation.expand import Candidates
-from curation.ragged import reduced
-from curation.threads import side_by_side
+from curation.ragged import Ragged, offsets_of, reduced
+from curation.threads import each_alone
 
 EPSILON = 1e-3  # cosine; CLIP's lie at 0.1 to 0.3, far above
-BLOCK = 512  # candidates whose vectors stay in the processor's cache
+BLOCK = 64  # images whose vectors stay in the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,7 @@ def rank(
     donors = candidates.donors
     sizes = np.diff(candidates.offsets)
     anchor_of_A = np.repeat(anchor_rows_N, sizes)
-    raw_A, raw_P = _similarities(candidates, anchor_of_A, image_vectors_MD, concept_vectors_CD)
+    raw_A, raw_P = _similarities(candidates, anchor_rows_N, image_vectors_MD, concept_vectors_CD)
     s_A, s_P = np.maximum(raw_A, epsilon), np.maximum(raw_P, epsilon)
     mean_A = (reduced(np.add, s_P, donors.offsets) + s_A) / (donors.lengths + 1)
     best_A = np.maximum(reduced(np.maximum, s_P, donors.offsets), s_A)
@@ -88,27 +89,72 @@ def rank(
 
 def _similarities(
     candidates: Candidates,
-    anchor_of_A: NDArray[np.int64],
+    anchor_rows_N: NDArray[np.int64],
     image_vectors_MD: NDArray[np.floating[Any]],
     concept_vectors_CD: NDArray[np.float32],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """t_c · v_i of every candidate, ``[A]``, and t_c · v_j of all their donors, ``[P]``.
 
-    Each product is computed on its own: none depends on what it is computed beside.
+    One product an image: its candidates with the anchor and the donors. Images with about as many candidates
+    are multiplied together, each batch by one thread.
     """
-    donors, lengths = candidates.donors, candidates.donors.lengths
+    donors, sizes_N = candidates.donors, np.diff(candidates.offsets)
+    donors_A = donors.lengths
+    image_A = np.repeat(np.arange(len(sizes_N)), sizes_N)
+    image_P = np.repeat(image_A, donors_A)
+    rows, place_P = _rows_of_images(image_P, donors.values, anchor_rows_N)
+    inside_A = np.arange(len(image_A)) - candidates.offsets[image_A]
     raw_A, raw_P = np.empty(len(donors)), np.empty(len(donors.values))
+    concepts, pair_starts_N = torch.from_numpy(concept_vectors_CD), donors.offsets[candidates.offsets]
+    pairs_N = np.diff(pair_starts_N)
 
-    def multiply(first: int) -> None:
-        part = slice(first, min(first + BLOCK, len(donors)))
-        pairs = slice(donors.offsets[part.start], donors.offsets[part.stop])
-        concepts = concept_vectors_CD[candidates.concept_A[part]]
-        both = np.concatenate([anchor_of_A[part], donors.values[pairs]])
-        rows, position = np.unique(both, return_inverse=True)
-        images = as_float32(image_vectors_MD[rows])
-        raw_A[part] = np.vecdot(images[position[: len(concepts)]], concepts)
-        repeated = np.repeat(concepts, lengths[part], axis=0)
-        raw_P[pairs] = np.vecdot(images[position[len(concepts) :]], repeated)
+    def multiply(images_B: NDArray[np.int64]) -> None:
+        concept_BC = torch.from_numpy(_padded(candidates.concept_A, candidates.offsets, images_B))
+        concepts_BCD = concepts.index_select(0, concept_BC.flatten()).reshape(*concept_BC.shape, -1)
+        row_BR = _padded(rows.values, rows.offsets, images_B)
+        images_BRD = torch.from_numpy(as_float32(image_vectors_MD[row_BR]))
+        products_BRC = torch.bmm(images_BRD, concepts_BCD.transpose(1, 2)).numpy()
+        numbers_B = np.arange(len(images_B))
+        own_A, own_P = _members(candidates.offsets, images_B), _members(pair_starts_N, images_B)
+        raw_A[own_A] = products_BRC[np.repeat(numbers_B, sizes_N[images_B]), 0, inside_A[own_A]]
+        inside_P = np.repeat(inside_A[own_A], donors_A[own_A])
+        raw_P[own_P] = products_BRC[np.repeat(numbers_B, pairs_N[images_B]), place_P[own_P], inside_P]
 
-    side_by_side(multiply, range(0, len(donors), BLOCK))
+    order_N = np.argsort(sizes_N, kind="stable")
+    order_N = order_N[sizes_N[order_N] > 0]
+    for _ in each_alone(multiply, (order_N[i : i + BLOCK] for i in range(0, len(order_N), BLOCK))):
+        pass
     return raw_A, raw_P
+
+
+def _rows_of_images(
+    image_P: NDArray[np.int64], row_P: NDArray[np.int64], anchor_rows_N: NDArray[np.int64]
+) -> tuple[Ragged, NDArray[np.int64]]:
+    """For each image its anchor and then its different donors; and the place of every donor among them."""
+    span = int(row_P.max(initial=0)) + 1
+    keys, place_P = np.unique(image_P * span + row_P, return_inverse=True)
+    image_K, row_K = np.divmod(keys, span)
+    counts_N = np.bincount(image_K, minlength=len(anchor_rows_N))
+    offsets = offsets_of(counts_N + 1)
+    values = np.empty(offsets[-1], np.int64)
+    values[offsets[:-1]] = anchor_rows_N
+    at_K = np.arange(len(keys)) + image_K + 1  # each image before it has added its anchor
+    values[at_K] = row_K
+    return Ragged(offsets, values), at_K[place_P] - offsets[image_P]
+
+
+def _members(offsets: NDArray[np.int64], images_B: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Positions of all values of some rows, row by row."""
+    lengths_B = offsets[images_B + 1] - offsets[images_B]
+    starts_B = offsets_of(lengths_B)
+    return np.arange(starts_B[-1]) + np.repeat(offsets[images_B] - starts_B[:-1], lengths_B)
+
+
+def _padded(
+    values: NDArray[Any], offsets: NDArray[np.int64], images_B: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The values of some rows side by side; a row that has fewer repeats its first."""
+    lengths_B = offsets[images_B + 1] - offsets[images_B]
+    places = np.arange(lengths_B.max(initial=0))
+    inside_BL = np.where(places < lengths_B[:, None], places, 0)
+    return np.asarray(values[offsets[images_B][:, None] + inside_BL], np.int64)

@@ -3,12 +3,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from benchmarks.loop_oracle import expand
-from curation.expand import nearest, pool
+from curation.expand import _largest, nearest, pool
 from curation.ragged import Ragged, ragged, reduced
 
 BACKENDS = ["torch", "faiss"]
@@ -147,3 +148,12 @@ def test_reduced_rows_equal_their_maxima_with_empty_rows_anywhere(rows: Any) -> 
     values = ragged(rows, np.int64)
     expected = [max(row, default=-99) for row in rows]
     assert reduced(np.maximum, values.values, values.offsets, empty=-99).tolist() == expected
+
+
+@pytest.mark.parametrize(("rows", "count"), [(4096, 16), (4096, 1), (4100, 16), (64, 16), (2048, 16)])
+def test_largest_by_groups_are_those_of_topk(rows: int, count: int) -> None:
+    products = torch.rand(20, rows, generator=torch.Generator().manual_seed(1))
+    values, places = _largest(products, count)
+    expected = torch.topk(products, count)
+    assert torch.equal(values, expected.values)
+    assert torch.equal(products.gather(1, places), expected.values)
