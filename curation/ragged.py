@@ -47,7 +47,8 @@ class Ragged:
 
     def take(self, rows: NDArray[np.int64]) -> "Ragged":
         """The given rows, in the given order; a negative row is an empty one."""
-        lengths = np.where(rows < 0, 0, self.lengths[rows]) if len(self) else np.zeros(len(rows), np.int64)
+        rows = np.asarray(rows)
+        lengths = np.where(rows < 0, 0, self.offsets[rows + 1] - self.offsets[rows])
         offsets = offsets_of(lengths)
         shift = np.repeat(self.offsets[rows] - offsets[:-1], lengths)
         return Ragged(offsets, self.values[np.arange(offsets[-1]) + shift])

@@ -105,8 +105,12 @@ def _similarities(
     rows, place_P = _rows_of_images(image_P, donors.values, anchor_rows_N)
     inside_A = np.arange(len(image_A)) - candidates.offsets[image_A]
     raw_A, raw_P = np.empty(len(donors)), np.empty(len(donors.values))
-    concepts, pair_starts_N = torch.from_numpy(concept_vectors_CD), donors.offsets[candidates.offsets]
-    pairs_N = np.diff(pair_starts_N)
+    concepts, pair_starts = (
+        torch.from_numpy(as_float32(concept_vectors_CD)),
+        donors.offsets[candidates.offsets],
+    )
+    candidates_of = Ragged(candidates.offsets, np.arange(len(raw_A)))
+    pairs_of, pairs_N = Ragged(pair_starts, np.arange(len(raw_P))), np.diff(pair_starts)
 
     def multiply(images_B: NDArray[np.int64]) -> None:
         concept_BC = torch.from_numpy(_padded(candidates.concept_A, candidates.offsets, images_B))
@@ -115,7 +119,7 @@ def _similarities(
         images_BRD = torch.from_numpy(as_float32(image_vectors_MD[row_BR]))
         products_BRC = torch.bmm(images_BRD, concepts_BCD.transpose(1, 2)).numpy()
         numbers_B = np.arange(len(images_B))
-        own_A, own_P = _members(candidates.offsets, images_B), _members(pair_starts_N, images_B)
+        own_A, own_P = candidates_of.take(images_B).values, pairs_of.take(images_B).values
         raw_A[own_A] = products_BRC[np.repeat(numbers_B, sizes_N[images_B]), 0, inside_A[own_A]]
         inside_P = np.repeat(inside_A[own_A], donors_A[own_A])
         raw_P[own_P] = products_BRC[np.repeat(numbers_B, pairs_N[images_B]), place_P[own_P], inside_P]
@@ -141,13 +145,6 @@ def _rows_of_images(
     at_K = np.arange(len(keys)) + image_K + 1  # each image before it has added its anchor
     values[at_K] = row_K
     return Ragged(offsets, values), at_K[place_P] - offsets[image_P]
-
-
-def _members(offsets: NDArray[np.int64], images_B: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Positions of all values of some rows, row by row."""
-    lengths_B = offsets[images_B + 1] - offsets[images_B]
-    starts_B = offsets_of(lengths_B)
-    return np.arange(starts_B[-1]) + np.repeat(offsets[images_B] - starts_B[:-1], lengths_B)
 
 
 def _padded(
