@@ -40,6 +40,8 @@ def reading(
     """
     if by_shard == DIGESTS:
         return Reading({}, {shard: (digest,) for shard, digest in inputs.items()})
+    if not {*by_shard} <= stages.keys() & inputs.keys():
+        return None
     artifacts = [store.artifact(stages[name], inputs[name]) for name in by_shard]
     if not all(artifact.committed for artifact in artifacts):
         return None
@@ -71,7 +73,7 @@ def unchanged(
     for earlier in store.artifacts(artifact.stage) if wanted else ():
         manifest = earlier.manifest
         alike = manifest.version == version and manifest.config == config and manifest.shards
-        if not alike or set(by_shard) - set(manifest.inputs) - set(DIGESTS):
+        if not alike:
             continue
         had = reading(by_shard, manifest.inputs, stages, store)
         if wanted and had and had.whole == wanted.whole:
