@@ -50,7 +50,7 @@ def inverted_file(rows: int = 200_000, queries: int = 10_000) -> dict[str, Any]:
     cells = cells_of(rows)
     ours = build_inverted_file(images_MD, cells, 1e9, seed=0)
     peer = _peer(images_MD, cells)
-    sample = draw_sample(images_MD, np.arange(rows - 1000, rows), COUNT, "faiss", "cpu")
+    sample = draw_sample(images_MD, np.arange(rows - 1000, rows), COUNT, "cpu")
 
     def ours_of(probes: int) -> Callable[[NDArray[Any], int], NDArray[np.int64]]:
         return lambda queries_QD, count: Searcher(ours, probes, COUNT).nearest(queries_QD, images_MD, count)[

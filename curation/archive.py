@@ -149,4 +149,4 @@ def _donor_ids(index: Index, donors: Ragged) -> pa.ListArray:
     )
 
 
-ARCHIVE = Stage("archive", 2, build_archive)
+ARCHIVE = Stage("archive", 3, build_archive)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curation.expand import Backend, nearest
+from curation.expand import nearest
 
 Search = Callable[
     [NDArray[np.floating[Any]], int], NDArray[np.int64]
@@ -53,9 +53,8 @@ def draw_sample(
     vectors_MD: NDArray[np.floating[Any]],
     rows: NDArray[np.int64],
     count: int,
-    backend: Backend,
     device: str,
 ) -> Sample:
     """The exact answer for some of the corpus' own rows."""
     queries_QD = np.ascontiguousarray(vectors_MD[rows])
-    return Sample(queries_QD, nearest(queries_QD, vectors_MD, count, backend, device)[0])
+    return Sample(queries_QD, nearest(queries_QD, vectors_MD, count, device)[0])

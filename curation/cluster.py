@@ -1,28 +1,27 @@
 """Clusters of an image's candidates, so that draws can cover different things.
 
 k-means over the text vectors of A_i with k = ⌈|A_i| / 2⌉ (Xing et al., *Rewrite Caption Semantics*, 2023):
-k-means++ starts, Lloyd's steps, best of several starts, then single moves that still lower the
-inertia.
+k-means++ starts, Lloyd's steps, single moves that still lower the inertia; the best of several starts.
 
 A distance between a point and a mean of points needs their inner products only, so once the Gram matrix
-is there nothing depends on the vectors' dimension. Images with equally many candidates are solved
-together. All sums are exact (see ``fixed_point``): an image's labels do not depend on its company.
+is there nothing depends on the vectors' dimension. Products are of whole numbers, which no order of summation
+can change, and an image is solved alone: its labels depend neither on its company nor on the machine.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
-from curation.exact import fixed_point
+from curation.exact import as_float32
 from curation.threads import side_by_side
 from storage.randomness import uniforms
 
-BITS = 20  # squares of 2⁻⁴⁰ leave 13 bits: sums over pairs of up to 90 candidates stay exact
-BLOCK = 1 << 20  # distances between points and means held at a time
-GATHERED = 1 << 17  # numbers of vectors gathered at a time
+SCALE = 32_767  # of 16-bit vectors: products of two that are about unit length fit 31 bits
+BLOCK = 256  # images that are one thread's work
+MOST = 1 << 20  # groups of an image, far more than there will ever be: each start has its own random numbers
 STEPS = 300  # of Lloyd's iteration; a few are enough for tens of points
 GAIN = 1e-9  # a move must lower the inertia by more
 
@@ -61,182 +60,223 @@ def cluster(
             "give one seed per image and at least 1 start"
         )
     used, row_A = np.unique(concept_A, return_inverse=True)
-    vectors_UD = fixed_point(concept_vectors_CD[used], BITS)
+    vectors_UD = np.rint(as_float32(concept_vectors_CD[used]) * SCALE).astype(np.int16)
     labels_A, inertia_N = np.zeros(len(concept_A), np.int32), np.zeros(len(sizes), np.float32)
 
-    def solve(images: NDArray[np.int64]) -> None:
-        columns = offsets[images, None] + np.arange(sizes[images[0]])
-        gram_BPP = _gram(vectors_UD, row_A[columns])
-        labels_A[columns], inertia_N[images] = _grouped(gram_BPP, seeds_N[images], starts)
+    def solve(first: int) -> None:
+        part = slice(first, first + BLOCK)
+        draws_SK = MOST * np.arange(starts)[:, None] + np.arange(_groups(int(sizes[part].max())))
+        chance_BSK = uniforms(seeds_N[part, None, None], draws_SK)
+        _solve(offsets[first : first + BLOCK + 1], row_A, vectors_UD, chance_BSK, labels_A, inertia_N[part])
 
-    side_by_side(solve, _alike(sizes, starts))
+    side_by_side(solve, range(0, len(sizes), BLOCK))
     return Clusters(labels_A, inertia_N)
 
 
-def _alike(sizes: NDArray[np.int64], starts: int) -> Iterator[NDArray[np.int64]]:
-    """Blocks of images with equally many candidates, none without."""
-    for size in np.unique(sizes[sizes > 0]).tolist():
-        images, step = np.flatnonzero(sizes == size), max(BLOCK // (starts * size**2), 1)
-        yield from (images[at : at + step] for at in range(0, len(images), step))
+@njit(nogil=True, cache=True)
+def _groups(points: int) -> int:
+    return (points + 1) // 2 if points > 2 else 1
 
 
-def _gram(vectors_UD: NDArray[np.float64], rows_BP: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Inner products ``[B, P, P]`` of each image's points, a few images at a time to stay in the cache."""
-    points = rows_BP.shape[1]
-    gram_BPP = np.empty((len(rows_BP), points, points))
-    step = max(GATHERED // (points * vectors_UD.shape[1]), 1)
-    for start in range(0, len(rows_BP), step):
-        vectors_bPD = vectors_UD[rows_BP[start : start + step]]
-        np.matmul(vectors_bPD, vectors_bPD.transpose(0, 2, 1), out=gram_BPP[start : start + step])
-    return gram_BPP
+@njit(nogil=True, cache=True)
+def _solve(
+    offsets: NDArray[np.int64],
+    row_A: NDArray[np.int64],
+    vectors_UD: NDArray[np.int16],
+    chance_BSK: NDArray[np.float64],
+    labels_A: NDArray[np.int32],
+    inertia_B: NDArray[np.float32],
+) -> None:
+    """Writes the labels and the inertia of each image of a block."""
+    for image in range(len(inertia_B)):
+        first, end = offsets[image], offsets[image + 1]
+        if end > first:
+            gram_PP = _gram(vectors_UD, row_A[first:end])
+            labels_P, inertia = _grouped(gram_PP, chance_BSK[image])
+            labels_A[first:end] = _numbered(labels_P)
+            inertia_B[image] = inertia / SCALE**2
 
 
-def _grouped(
-    gram_BPP: NDArray[np.float64], seeds_B: NDArray[np.uint64], starts: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Labels ``[B, P]`` and inertia ``[B]`` of images with ``P`` points each."""
-    points = gram_BPP.shape[-1]
-    groups = -(-points // 2) if points > 2 else 1
-    labels_BPS = _settled(gram_BPP, _seeded(gram_BPP, groups, seeds_B, starts), groups)
-    best_B = _Means.of(gram_BPP, labels_BPS, groups).inertia(gram_BPP).argmin(axis=1)
-    labels_BP = labels_BPS[np.arange(len(best_B)), :, best_B]
-    labels_BP = _refined(gram_BPP, labels_BP, groups)
-    inertia_B1 = _Means.of(gram_BPP, labels_BP[..., None], groups).inertia(gram_BPP)
-    return _numbered(labels_BP), inertia_B1[:, 0]
+@njit(nogil=True, cache=True)
+def _gram(vectors_UD: NDArray[np.int16], rows_P: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Inner products ``[P, P]``, whole numbers."""
+    points = len(rows_P)
+    gram_PP = np.empty((points, points))
+    for point in range(points):
+        one_D = vectors_UD[rows_P[point]]
+        for other in range(point + 1):
+            other_D = vectors_UD[rows_P[other]]
+            product = np.int32(0)
+            for place in range(len(one_D)):
+                product = np.int32(product + np.int32(one_D[place]) * np.int32(other_D[place]))
+            gram_PP[point, other] = gram_PP[other, point] = product
+    return gram_PP
 
 
-def _seeded(
-    gram_BPP: NDArray[np.float64], groups: int, seeds_B: NDArray[np.uint64], starts: int
-) -> NDArray[np.int64]:
+@njit(nogil=True, cache=True)
+def _grouped(gram_PP: NDArray[np.float64], chance_SK: NDArray[np.float64]) -> tuple[NDArray[np.int64], float]:
+    """Labels ``[P]`` and inertia of one image."""
+    groups = _groups(len(gram_PP))
+    best_P, least = np.zeros(len(gram_PP), np.int64), np.inf
+    for start in range(len(chance_SK)):
+        labels_P = _seeded(gram_PP, groups, chance_SK[start])
+        sums_PK, size_K, square_K = _settled(gram_PP, labels_P, groups)
+        _refine(gram_PP, labels_P, sums_PK, size_K, square_K)
+        inertia = _inertia(gram_PP, size_K, square_K)
+        if inertia < least:
+            best_P, least = labels_P, inertia
+    return best_P, least
+
+
+@njit(nogil=True, cache=True)
+def _seeded(gram_PP: NDArray[np.float64], groups: int, chance_K: NDArray[np.float64]) -> NDArray[np.int64]:
     """k-means++: every next centre is a point drawn by its squared distance from those before.
 
-    Returns the number of the nearest centre of every point, ``[B, P, S]``.
+    Returns the number of the nearest centre of every point, ``[P]``.
     """
-    images, points = gram_BPP.shape[:2]
-    square_BP = np.diagonal(gram_BPP, axis1=1, axis2=2)
-    distance_BPP = square_BP[:, :, None] + square_BP[:, None, :] - 2 * gram_BPP
-    chance_BSK = uniforms(seeds_B[:, None], np.arange(starts * groups)).reshape(images, starts, groups)
-    image_B1 = np.arange(images)[:, None]
-    closest_BSP = distance_BPP[image_B1, (chance_BSK[:, :, 0] * points).astype(np.int64)]
-    labels_BSP = np.zeros(closest_BSP.shape, np.int64)
-    for group in range(1, groups):
-        reach_BSP = np.cumsum(closest_BSP, axis=2)
-        aim_BS1 = chance_BSK[:, :, group, None] * reach_BSP[:, :, -1:]
-        drawn_BS = (reach_BSP <= aim_BS1).sum(axis=2).clip(max=points - 1)
-        offered_BSP = distance_BPP[image_B1, drawn_BS]
-        np.copyto(labels_BSP, group, where=offered_BSP < closest_BSP)
-        np.minimum(closest_BSP, offered_BSP, out=closest_BSP)
-    return labels_BSP.transpose(0, 2, 1)
+    points = len(gram_PP)
+    labels_P, closest_P = np.zeros(points, np.int64), np.full(points, np.inf)
+    for group in range(groups):
+        drawn = int(chance_K[0] * points) if group == 0 else _drawn(closest_P, chance_K[group])
+        for point in range(points):
+            offered = gram_PP[point, point] + gram_PP[drawn, drawn] - 2 * gram_PP[drawn, point]
+            if offered < closest_P[point]:
+                closest_P[point], labels_P[point] = offered, group
+    return labels_P
 
 
-def _settled(gram_BPP: NDArray[np.float64], labels_BPS: NDArray[np.int64], groups: int) -> NDArray[np.int64]:
-    """Lloyd's iteration, until no point of an image changes its group."""
-    labels_BPS = labels_BPS.copy()
-    moving = np.arange(len(labels_BPS))
+@njit(nogil=True, cache=True)
+def _drawn(weight_P: NDArray[np.float64], chance: float) -> int:
+    """A point, drawn in proportion to its weight; the last one if all weigh nothing."""
+    aim, reach = chance * weight_P.sum(), 0.0
+    for point in range(len(weight_P)):
+        reach += weight_P[point]
+        if reach > aim:
+            return point
+    return len(weight_P) - 1
+
+
+@njit(nogil=True, cache=True)
+def _settled(
+    gram_PP: NDArray[np.float64], labels_P: NDArray[np.int64], groups: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Lloyd's iteration on the labels, in place, until no point changes its group; returns the last sums."""
+    sums_PK, size_K, square_K = _sums(gram_PP, labels_P, groups)
     for _ in range(STEPS):
-        before = labels_BPS[moving]
-        after = _Means.of(gram_BPP[moving], before, groups).nearest()
-        labels_BPS[moving] = after
-        moving = moving[(after != before).any(axis=(1, 2))]
-        if not len(moving):
+        share_K = 1 / np.maximum(size_K, 1)
+        moved = False
+        for point in range(len(labels_P)):
+            nearest, least = 0, np.inf
+            for group in range(groups):
+                distance = (square_K[group] * share_K[group] - 2 * sums_PK[point, group]) * share_K[group]
+                if distance < least and size_K[group] > 0:
+                    nearest, least = group, distance
+            moved = moved or nearest != labels_P[point]
+            labels_P[point] = nearest
+        if not moved:
             break
-    return labels_BPS
+        sums_PK, size_K, square_K = _sums(gram_PP, labels_P, groups)
+    return sums_PK, size_K, square_K
 
 
-def _refined(gram_BPP: NDArray[np.float64], labels_BP: NDArray[np.int64], groups: int) -> NDArray[np.int64]:
-    """Moves single points while that lowers the inertia (Hartigan's rule), each image's best move first.
+@njit(nogil=True, cache=True)
+def _sums(
+    gram_PP: NDArray[np.float64], labels_P: NDArray[np.int64], groups: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Groups' sums, by their inner products.
+
+    Returns:
+        Inner products of each point with the sum of each group, ``[P, K]``; points per group, ``[K]``; the
+        squared length of each group's sum, ``[K]``.
+    """
+    points = len(labels_P)
+    sums_PK, size_K, square_K = np.zeros((points, groups)), np.zeros(groups), np.zeros(groups)
+    for point in range(points):
+        for other in range(points):
+            sums_PK[point, labels_P[other]] += gram_PP[point, other]
+        size_K[labels_P[point]] += 1
+        square_K[labels_P[point]] += sums_PK[point, labels_P[point]]
+    return sums_PK, size_K, square_K
+
+
+@njit(nogil=True, cache=True)
+def _inertia(
+    gram_PP: NDArray[np.float64], size_K: NDArray[np.float64], square_K: NDArray[np.float64]
+) -> float:
+    """Sum of squared distances to the own mean."""
+    inertia = 0.0
+    for point in range(len(gram_PP)):
+        inertia += gram_PP[point, point]
+    for group in range(len(size_K)):
+        inertia -= square_K[group] / max(size_K[group], 1)
+    return inertia
+
+
+@njit(nogil=True, cache=True)
+def _refine(
+    gram_PP: NDArray[np.float64],
+    labels_P: NDArray[np.int64],
+    sums_PK: NDArray[np.float64],
+    size_K: NDArray[np.float64],
+    square_K: NDArray[np.float64],
+) -> None:
+    """Moves single points while that lowers the inertia (Hartigan's rule), in place.
 
     It counts how a point pulls the mean along, which Lloyd's step ignores; groups of two or three points
     are where that matters. It also fills groups that Lloyd's steps left empty.
     """
-    means = _Means.of(gram_BPP, labels_BP[..., None], groups)
-    sums_BPK, size_BK, square_BK = means.sums_BPSK[:, :, 0], means.size_BSK[:, 0], means.square_BSK[:, 0]
-    own_BP = np.diagonal(gram_BPP, axis1=1, axis2=2)
-    distance_BPK = own_BP[..., None] + _from_means(sums_BPK, size_BK[:, None], square_BK[:, None])
-    labels_BP, moving = labels_BP.copy(), np.arange(len(labels_BP))
-    for _ in range(STEPS):
-        point, group, gain = _best_move(distance_BPK[moving], size_BK[moving], labels_BP[moving])
-        moving, point, group = moving[gain > GAIN], point[gain > GAIN], group[gain > GAIN]
-        if not len(moving):
+    points, resting = len(labels_P), 0
+    for step in range(STEPS * points):
+        point = step % points
+        own = labels_P[point]
+        joined, gain = _best_move(gram_PP[point, point], own, sums_PK[point], size_K, square_K)
+        resting += 1
+        if gain > GAIN * SCALE**2:
+            for group, sign in ((own, -1), (joined, 1)):
+                square_K[group] += 2 * sign * sums_PK[point, group] + gram_PP[point, point]
+                size_K[group] += sign
+                for other in range(points):
+                    sums_PK[other, group] += sign * gram_PP[point, other]
+            labels_P[point] = joined
+            resting = 0
+        if resting == points:
             break
-        for changed, sign in ((labels_BP[moving, point], -1), (group, 1)):
-            square_BK[moving, changed] += 2 * sign * sums_BPK[moving, point, changed] + own_BP[moving, point]
-            sums_BPK[moving, :, changed] += sign * gram_BPP[moving, point]
-            size_BK[moving, changed] += sign
-            distance_BPK[moving, :, changed] = own_BP[moving] + _from_means(
-                sums_BPK[moving, :, changed], size_BK[moving, changed, None], square_BK[moving, changed, None]
-            )
-        labels_BP[moving, point] = group
-    return labels_BP
 
 
+@njit(nogil=True, cache=True)
 def _best_move(
-    distance_BPK: NDArray[np.float64], size_BK: NDArray[np.float64], labels_BP: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """The point, the group it should join, and how far the inertia falls, ``[B]`` each.
+    square: float,
+    own: int,
+    sums_K: NDArray[np.float64],
+    size_K: NDArray[np.float64],
+    square_K: NDArray[np.float64],
+) -> tuple[int, float]:
+    """The group a point should join, and how far the inertia falls.
 
     Joining a group of n points costs n / (n + 1) of the squared distance from its mean, leaving one saves
     n / (n - 1) of it.
     """
-    own_BP1, image_B = labels_BP[..., None], np.arange(len(labels_BP))
-    leaving_BK = size_BK / np.maximum(size_BK - 1, 1)
-    saved_BP = np.take_along_axis(distance_BPK, own_BP1, 2)[..., 0] * np.take_along_axis(
-        leaving_BK, labels_BP, 1
-    )
-    cost_BPK = distance_BPK * (size_BK / (size_BK + 1))[:, None]
-    np.put_along_axis(cost_BPK, own_BP1, np.inf, 2)
-    group_BP = cost_BPK.argmin(axis=2)
-    gain_BP = saved_BP - np.take_along_axis(cost_BPK, group_BP[..., None], 2)[..., 0]
-    point_B = gain_BP.argmax(axis=1)
-    return point_B, group_BP[image_B, point_B], gain_BP[image_B, point_B]
+    if size_K[own] < 2:
+        return own, 0.0
+    joined, least = own, np.inf
+    for group in range(len(size_K)):
+        size = size_K[group]  # times n² the distance is n² · square - 2n · sum + square of the sum
+        cost = (square * size - 2 * sums_K[group] + square_K[group] / max(size, 1)) / (size + 1)
+        if cost < least and group != own:
+            joined, least = group, cost
+    size = size_K[own]
+    saved = (square * size - 2 * sums_K[own] + square_K[own] / size) / (size - 1)
+    return joined, saved - least
 
 
-@dataclass(frozen=True, eq=False)
-class _Means:
-    """Groups' means, by their inner products.
-
-    Attributes:
-        size_BSK: points per group.
-        sums_BPSK: inner product of a point and the sum of a group.
-        square_BSK: squared length of the sum of a group.
-    """
-
-    size_BSK: NDArray[np.float64]
-    sums_BPSK: NDArray[np.float64]
-    square_BSK: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, gram_BPP: NDArray[np.float64], labels_BPS: NDArray[np.int64], groups: int) -> "_Means":
-        member = (labels_BPS[..., None] == np.arange(groups)).astype(np.float64)
-        sums = (gram_BPP @ member.reshape(*gram_BPP.shape[:2], -1)).reshape(member.shape)
-        return cls(member.sum(axis=1), sums, (member * sums).sum(axis=1))
-
-    def inertia(self, gram_BPP: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Sum of squared distances to the own mean, ``[B, S]``."""
-        trace_B1: NDArray[np.float64] = np.trace(gram_BPP, axis1=1, axis2=2)[:, None]
-        between_BS: NDArray[np.float64] = (self.square_BSK / np.maximum(self.size_BSK, 1)).sum(axis=2)
-        return trace_B1 - between_BS
-
-    def nearest(self) -> NDArray[np.int64]:
-        """The group of the nearest mean, ``[B, P, S]``, never an empty one."""
-        square_BSK = np.where(self.size_BSK > 0, self.square_BSK, np.inf)
-        distance_BPSK = _from_means(self.sums_BPSK, self.size_BSK[:, None], square_BSK[:, None])
-        labels_BPS: NDArray[np.int64] = distance_BPSK.argmin(axis=3)
-        return labels_BPS
-
-
-def _from_means(
-    sums: NDArray[np.float64], size: NDArray[np.float64], square: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Squared distances of points from means, less the points' own squares; all of shapes that broadcast."""
-    filled = np.maximum(size, 1)
-    distance: NDArray[np.float64] = sums * (-2 / filled)
-    distance += square / filled**2
-    return distance
-
-
-def _numbered(labels_BP: NDArray[np.int64]) -> NDArray[np.int64]:
+@njit(nogil=True, cache=True)
+def _numbered(labels_P: NDArray[np.int64]) -> NDArray[np.int32]:
     """The same groups, counted in order of appearance."""
-    first_BP = (labels_BP[:, :, None] == labels_BP[:, None, :]).argmax(axis=2)
-    number_BP = np.cumsum(first_BP == np.arange(labels_BP.shape[1]), axis=1) - 1
-    return np.take_along_axis(number_BP, first_BP, axis=1)
+    numbered_P, number_K = np.empty(len(labels_P), np.int32), np.full(len(labels_P), -1)
+    count = 0
+    for point in range(len(labels_P)):
+        if number_K[labels_P[point]] < 0:
+            number_K[labels_P[point]] = count
+            count += 1
+        numbered_P[point] = number_K[labels_P[point]]
+    return numbered_P

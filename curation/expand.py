@@ -1,25 +1,24 @@
 """Vision-driven expansion: an image's candidates are what the captions of its nearest images name."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from curation.exact import as_float32, fixed_point
+from curation.largest import keep_largest, room
 from curation.ragged import Ragged, offsets_of
-from curation.threads import side_by_side
+from curation.threads import each_alone, side_by_side
 
 SPARE = 8  # rows fetched beyond the wanted ones, so that float64 has a choice among near ties
 BITS = 24  # of the exact products that decide
 ERROR = 4e-6  # cosine; float32 products of unit vectors err by less, up to some thousand dimensions
-GROUP = 64  # products of which only the greatest is looked at first
 ORDERED = 32  # queries whose rows are in float64 at a time
-QUERIES, ROWS = 1024, 32_768  # a block of float32 similarities takes 128 MiB
-
-Backend = Literal["torch", "faiss"]
+QUERIES, ROWS = 1024, 32_768  # a block of float32 similarities takes 128 MiB of a GPU
+ASKED, MET = 256, 2048  # a thread's block takes 2 MiB: the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,33 +75,31 @@ def nearest(
     queries_QD: NDArray[np.floating[Any]],
     vectors_MD: NDArray[np.floating[Any]],
     count: int,
-    backend: Backend = "torch",
     device: str = "cpu",
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The ``count`` rows of greatest inner product, best first, equals by lower row; exact.
 
     float32 products choose somewhat more rows than wanted; float64 orders them. So the answer depends
-    neither on the backend nor on the blocks, also where a corpus holds copies of an image. A query whose
+    neither on the device nor on the blocks, also where a corpus holds copies of an image. A query whose
     wanted and left-out rows float32 cannot tell apart is searched again in float64.
 
     Args:
         queries_QD: unit length, float16 or float32; an image in the index finds itself.
         vectors_MD: unit length, float16 or float32, may be a memory map.
         count: ``L``, at least 1.
-        backend: "torch" (any device) or "faiss" (processor only).
-        device: where "torch" multiplies.
+        device: where torch multiplies.
 
     Returns:
         int64 rows and float32 similarities ``[Q, L]``, filled with -1 and -inf if ``M < L``.
 
     Raises:
-        ValueError: for widths that differ, a count below 1 or an unknown backend.
+        ValueError: for widths that differ, or a count below 1.
     """
-    _check_search(queries_QD, vectors_MD, count, backend)
+    _check_search(queries_QD, vectors_MD, count)
     kept = min(count, len(vectors_MD))
     rows_QL, similarity_QL = np.empty((len(queries_QD), 0), np.int64), np.empty((len(queries_QD), 0))
     if kept:
-        rows_QL, similarity_QL = _search(queries_QD, vectors_MD, kept, backend, device)
+        rows_QL, similarity_QL = _search(queries_QD, vectors_MD, kept, device)
     return _padded(rows_QL, similarity_QL, count)
 
 
@@ -138,7 +135,7 @@ def _padded(
 
 
 def _check_search(
-    queries_QD: NDArray[np.floating[Any]], vectors_MD: NDArray[np.floating[Any]], count: int, backend: str
+    queries_QD: NDArray[np.floating[Any]], vectors_MD: NDArray[np.floating[Any]], count: int
 ) -> None:
     if queries_QD.shape[1] != vectors_MD.shape[1]:
         raise ValueError(
@@ -147,86 +144,81 @@ def _check_search(
         )
     if count < 1:
         raise ValueError(f"cannot search for {count} neighbours; ask for at least 1")
-    if backend not in get_args(Backend):
-        raise ValueError(f"unknown backend '{backend}'; choose one of {', '.join(get_args(Backend))}")
 
 
 def _search(
     queries_QD: NDArray[np.floating[Any]],
     vectors_MD: NDArray[np.floating[Any]],
     count: int,
-    backend: str,
     device: str,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Rows and exact similarities ``[Q, count]``, best first; ``count`` is at most ``M``."""
     fetched = min(count + SPARE, len(vectors_MD))
-    if backend == "faiss":
-        rows_QF, least_Q = _search_faiss(queries_QD, vectors_MD, fetched)
-    else:
-        rows_QF, least_Q = _search_torch(queries_QD, vectors_MD, fetched, device)
+    rows_QF, least_Q = _found(queries_QD, vectors_MD, fetched, device)
     rows_QF, similarity_QF = _ordered(queries_QD, vectors_MD, rows_QF)
     rows_QL, similarity_QL = rows_QF[:, :count], similarity_QF[:, :count]
     left_out = fetched < len(vectors_MD)
     unsure = np.flatnonzero(left_out & (similarity_QL[:, -1] <= least_Q + ERROR))
-    for start in range(0, len(unsure), QUERIES // 8):
-        part = unsure[start : start + QUERIES // 8]
+    for start in range(0, len(unsure), ASKED):
+        part = unsure[start : start + ASKED]
         found = _search_float64(queries_QD[part], vectors_MD, similarity_QL[part, -1], count)
         rows_QL[part], similarity_QL[part] = found
     return rows_QL, similarity_QL
 
 
-def _search_torch(
+def _found(
     queries_QD: NDArray[np.floating[Any]], vectors_MD: NDArray[np.floating[Any]], count: int, device: str
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Rows ``[Q, count]`` in any order, and the least of their float32 similarities ``[Q]``."""
-    best = torch.full((len(queries_QD), count), -torch.inf)
-    rows = torch.zeros(best.shape, dtype=torch.int64)
-    room = torch.empty(min(QUERIES, len(queries_QD)) * min(ROWS, len(vectors_MD)), device=device)
+    keep = _keep_here if device == "cpu" else partial(_keep_there, device=device)
+    best_QC, row_QC = room(len(queries_QD), count)
     for first in range(0, len(vectors_MD), ROWS):
-        block = torch.from_numpy(as_float32(vectors_MD[first : first + ROWS])).to(device)
-        for start in range(0, len(queries_QD), QUERIES):
-            part = slice(start, start + QUERIES)
-            queries = torch.from_numpy(as_float32(queries_QD[part])).to(device)
-            products = room[: len(queries) * len(block)].view(len(queries), len(block))  # new memory is slow
-            found, column = _largest(torch.mm(queries, block.T, out=products), min(count, len(block)))
-            both = torch.cat([best[part], found.cpu()], dim=1)
-            best[part], place = torch.topk(both, count)
-            rows[part] = torch.cat([rows[part], column.cpu() + first], dim=1).gather(1, place)
-    return rows.numpy(), best.amin(dim=1).numpy()
+        block_RD = as_float32(vectors_MD[first : first + ROWS])
+        keep(queries_QD, block_RD, first, best_QC, row_QC)
+    return row_QC, best_QC[:, -1]
 
 
-def _largest(products_QR: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """`torch.topk`, faster for long rows: the greatest lie in the groups whose maxima are the greatest."""
-    queries, rows = products_QR.shape
-    groups = rows // GROUP
-    if groups < 2 * count or rows % GROUP:
-        best = torch.topk(products_QR, count)
-        return best.values, best.indices
-    grouped_QGW = products_QR.view(queries, groups, GROUP)
-    group_QC = torch.topk(grouped_QGW.amax(dim=2), count).indices
-    wide_QCW = grouped_QGW.gather(1, group_QC[:, :, None].expand(-1, -1, GROUP))
-    best = torch.topk(wide_QCW.flatten(1), count)
-    group = group_QC.gather(1, best.indices // GROUP)
-    return best.values, group * GROUP + best.indices % GROUP
+def _keep_here(
+    queries_QD: NDArray[np.floating[Any]],
+    block_RD: NDArray[np.float32],
+    first: int,
+    best_QC: NDArray[np.float32],
+    row_QC: NDArray[np.int64],
+) -> None:
+    """Each thread multiplies its queries with so few rows at a time that the products stay in its cache."""
+    block, row_R = torch.from_numpy(block_RD), np.arange(first, first + len(block_RD))
+
+    def multiply(start: int) -> None:
+        asked = slice(start, start + ASKED)
+        queries, kept = torch.from_numpy(as_float32(queries_QD[asked])), (best_QC[asked], row_QC[asked])
+        slots, products = np.arange(len(queries)), torch.empty(len(queries) * MET)  # new memory is slow
+        for at in range(0, len(block), MET):
+            met = block[at : at + MET]
+            found = products[: len(queries) * len(met)].view(len(queries), len(met))
+            keep_largest(torch.mm(queries, met.T, out=found).numpy(), row_R[at : at + MET], slots, *kept)
+
+    for _ in each_alone(multiply, range(0, len(queries_QD), ASKED)):
+        pass
 
 
-def _search_faiss(
-    queries_QD: NDArray[np.floating[Any]], vectors_MD: NDArray[np.floating[Any]], count: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Rows ``[Q, count]`` in any order, and the least of their float32 similarities ``[Q]``."""
-    import faiss  # noqa: PLC0415 - absent on machines that search with torch
-
-    queries_QD = as_float32(queries_QD)
-    best_QC = np.full((len(queries_QD), count), -np.inf, np.float32)
-    rows_QC = np.zeros(best_QC.shape, np.int64)
-    for first in range(0, len(vectors_MD), ROWS):
-        block = as_float32(vectors_MD[first : first + ROWS])
-        found, column = faiss.knn(queries_QD, block, min(count, len(block)), faiss.METRIC_INNER_PRODUCT)
-        both = np.concatenate([best_QC, found], axis=1)
-        place = np.argpartition(-both, count - 1, axis=1)[:, :count]
-        best_QC = np.take_along_axis(both, place, 1)
-        rows_QC = np.take_along_axis(np.concatenate([rows_QC, column + first], axis=1), place, 1)
-    return rows_QC, best_QC.min(axis=1)
+def _keep_there(
+    queries_QD: NDArray[np.floating[Any]],
+    block_RD: NDArray[np.float32],
+    first: int,
+    best_QC: NDArray[np.float32],
+    row_QC: NDArray[np.int64],
+    device: str,
+) -> None:
+    """The same on a GPU, which has memory and bandwidth for more."""
+    block = torch.from_numpy(block_RD).to(device)
+    for start in range(0, len(queries_QD), QUERIES):
+        part = slice(start, start + QUERIES)
+        queries = torch.from_numpy(as_float32(queries_QD[part])).to(device)
+        found = torch.topk(queries @ block.T, min(best_QC.shape[1], len(block)))
+        best = np.concatenate([best_QC[part], found.values.cpu().numpy()], axis=1)
+        rows = np.concatenate([row_QC[part], found.indices.cpu().numpy() + first], axis=1)
+        order = np.argsort(-best, axis=1, kind="stable")[:, : best_QC.shape[1]]
+        best_QC[part], row_QC[part] = np.take_along_axis(best, order, 1), np.take_along_axis(rows, order, 1)
 
 
 def _ordered(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curation.expand import Backend, best_of, nearest
+from curation.expand import best_of, nearest
 from storage.artifact import Artifact
 from storage.stage import Earlier
 
@@ -55,7 +55,6 @@ def merged(
     complete_Q: NDArray[np.bool_],
     new_R: NDArray[np.int64],
     count: int,
-    backend: Backend,
     device: str,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """What `nearest` gives, from what is known.
@@ -67,17 +66,16 @@ def merged(
         complete_Q: whether all of them are still there; what is told of the others is ignored.
         new_R: rows of the new images.
         count: L.
-        backend: of exact search.
         device: of exact search.
     """
     rows_QL = np.full((len(queries_QD), count), -1, np.int64)
     similarity_QL = np.full(rows_QL.shape, -np.inf, np.float32)
     old, lost = np.flatnonzero(complete_Q), np.flatnonzero(~complete_Q)
     if len(old):
-        found_QL, _ = nearest(queries_QD[old], vectors_MD[new_R], count, backend, device)
+        found_QL, _ = nearest(queries_QD[old], vectors_MD[new_R], count, device)
         fresh_QL = np.where(found_QL < 0, -1, np.append(new_R, -1)[found_QL])
         proposed_QF = np.concatenate([before_QL[old], fresh_QL], axis=1)
         rows_QL[old], similarity_QL[old] = best_of(queries_QD[old], vectors_MD, proposed_QF, count)
     if len(lost):
-        rows_QL[lost], similarity_QL[lost] = nearest(queries_QD[lost], vectors_MD, count, backend, device)
+        rows_QL[lost], similarity_QL[lost] = nearest(queries_QD[lost], vectors_MD, count, device)
     return rows_QL, similarity_QL

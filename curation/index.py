@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from curation.certificate import Certificate
 from curation.encoder import pick_device
-from curation.expand import Backend, nearest
+from curation.expand import nearest
 from curation.grow import Known, known, merged, new_rows
 from curation.index_files import packed, unpacked
 from curation.ragged import offsets_of
@@ -98,7 +98,7 @@ def _certified(
     Raises:
         ConfigError: if no effort reaches it.
     """
-    config, (backend, device) = job.config, _backend(job.runtime.device)
+    config, device = job.config, pick_device(job.runtime.device).type
     cells = min(config.cells or cells_of(len(vectors_MD)), len(vectors_MD))
     proposer = build(kind, vectors_MD, cells, config.memory_gb * 1e9, config.seed)
     searcher, found = tune(
@@ -110,7 +110,6 @@ def _certified(
         count=config.neighbours,
         queries=config.queries,
         seed=config.seed,
-        backend=backend,
         device=device,
     )
     if found.recall < config.recall:
@@ -187,7 +186,7 @@ def expand(job: Job[ExpandConfig]) -> None:
 def _make_shard_function(
     config: ExpandConfig, embeddings: Artifact, index_artifact: Artifact, before: Known | None, device: str
 ) -> ShardFunction:
-    index, (backend, where) = load_index(index_artifact), _backend(device)
+    index, where = load_index(index_artifact), pick_device(device).type
     new_R = new_rows(embeddings, before.shards) if before else np.zeros(0, np.int64)
 
     def nearest_of(shard: str, queries_QD: NDArray[np.float16]) -> Neighbours:
@@ -195,8 +194,8 @@ def _make_shard_function(
             return index.searcher.nearest(queries_QD, index.vectors_MD, config.neighbours)
         if before and shard in before.shards:
             old = _still_there(index, before.neighbours, shard, new_R, config.neighbours)
-            return merged(queries_QD, index.vectors_MD, *old, new_R, config.neighbours, backend, where)
-        return nearest(queries_QD, index.vectors_MD, config.neighbours, backend, where)
+            return merged(queries_QD, index.vectors_MD, *old, new_R, config.neighbours, where)
+        return nearest(queries_QD, index.vectors_MD, config.neighbours, where)
 
     return lambda shard: _expand_shard(index, embeddings, nearest_of, shard)
 
@@ -212,11 +211,6 @@ def _still_there(
     rows_QL = np.full((len(lengths_Q), count), -1, np.int64)
     rows_QL[np.arange(count) < lengths_Q[:, None]] = rows_A
     return rows_QL, (rows_QL >= 0).sum(axis=1) == lengths_Q
-
-
-def _backend(device: str) -> tuple[Backend, str]:
-    """What compares every row with every other, and where."""
-    return "torch", pick_device(device).type
 
 
 def _expand_shard(

@@ -13,16 +13,17 @@ import torch
 from numpy.typing import NDArray
 
 from curation.exact import as_float32
+from curation.largest import keep_largest, merge_slots, room
 from curation.ragged import Ragged, offsets_of
 from curation.threads import each_alone
 
 QUERIES = 16_384  # searched at a time: the more, the larger the products
+KEPT = 1 << 23  # neighbours that are kept at a time, so many of each probed cell
 CHUNK = 2048  # rows that meet all centroids at once
 PAIRS = 4096  # of queries and probed cells that are one thread's work
 SAMPLE = 40  # rows per cell to learn centroids from
 STEPS = 6  # of k-means: cells need to be even, not optimal
-PRODUCTS = 1 << 25  # of queries and rows held at a time
-Cell = tuple[int, NDArray[np.int64], NDArray[np.int64]]  # with the queries that probe it, and as which probe
+Cell = tuple[int, NDArray[np.int64]]  # with the probes of it, numbered through all queries
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,14 +38,11 @@ class InvertedFile:
     ) -> NDArray[np.int64]:
         """Rows ``[Q, count]`` of great inner product, in any order; -1 where the cells held fewer."""
         found = [np.empty((0, count), np.int64)]
-        for start in range(0, len(queries_QD), QUERIES):
-            queries = as_float32(queries_QD[start : start + QUERIES])
+        step = min(QUERIES, max(KEPT // (probes * count), 1))
+        for start in range(0, len(queries_QD), step):
+            queries = as_float32(queries_QD[start : start + step])
             probed_QP = np.concatenate(list(each_alone(self._nearest(probes), _chunks(queries, CHUNK // 4))))
-            widest = int(self.cells.lengths[probed_QP].sum(axis=1).max(initial=1))
-            step = max(1, PRODUCTS // widest)
-            for first in range(0, len(queries), step):
-                part = slice(first, first + step)
-                found.append(self._scan(queries[part], probed_QP[part], vectors_MD, count))
+            found.append(self._scan(queries, probed_QP, vectors_MD, count))
         return np.concatenate(found)
 
     def _scan(
@@ -54,34 +52,33 @@ class InvertedFile:
         vectors_MD: NDArray[Any],
         count: int,
     ) -> NDArray[np.int64]:
-        """The best of the products of each query with all rows of its cells, side by side ``[Q, W]``."""
-        sizes_QP = self.cells.lengths[probed_QP]
-        start_QP = sizes_QP.cumsum(axis=1) - sizes_QP
-        width = max(int(sizes_QP.sum(axis=1).max(initial=0)), count)
-        products_QW = np.full((len(queries_QD), width), -np.inf, np.float32)
-        flat, queries = products_QW.ravel(), torch.from_numpy(queries_QD)
+        """The rows with the greatest products of each query with all rows of its cells."""
+        best_SC, row_SC = room(probed_QP.size, count)
+        queries = torch.from_numpy(queries_QD)
 
         def scan(batch: list[Cell]) -> None:
-            for cell, query_N, probe_N in batch:
-                rows = torch.from_numpy(as_float32(vectors_MD[self.cells[cell]]))
-                place_N = query_N * width + start_QP[query_N, probe_N]
-                flat[place_N[:, None] + np.arange(len(rows))] = (
-                    queries.index_select(0, torch.from_numpy(query_N)) @ rows.T
-                ).numpy()
+            for cell, slot_N in batch:
+                row_R = self.cells[cell]
+                rows = torch.from_numpy(as_float32(vectors_MD[row_R]))
+                asked = queries.index_select(0, torch.from_numpy(slot_N // probed_QP.shape[1]))
+                keep_largest((asked @ rows.T).numpy(), row_R, slot_N, best_SC, row_SC)
 
         for _ in each_alone(scan, _work(probed_QP, self.cells.lengths)):
             pass
-        best = torch.topk(torch.from_numpy(products_QW), count)
-        found_QC, column_QC = torch.isfinite(best.values).numpy(), best.indices.numpy()
-        probe_QC = (column_QC[:, :, None] >= start_QP[:, None, :]).sum(axis=2) - 1
-        cell_QC = np.take_along_axis(probed_QP, probe_QC, 1)
-        inside_QC = column_QC - np.take_along_axis(start_QP, probe_QC, 1)
-        place_QC = np.where(found_QC, self.cells.offsets[cell_QC] + inside_QC, 0)
-        return np.where(found_QC, self.cells.values[place_QC], -1)
+        row_QPC = row_SC.reshape(*probed_QP.shape, count)
+        merge_slots(best_SC.reshape(row_QPC.shape), row_QPC)
+        return row_QPC[:, 0]
 
     def _nearest(self, probes: int) -> Any:
-        centroids = torch.from_numpy(self.centroids_KD)
-        return lambda part: torch.topk(torch.from_numpy(part) @ centroids.T, probes).indices.numpy()
+        centroids, cells = torch.from_numpy(self.centroids_KD), np.arange(len(self.centroids_KD))
+
+        def nearest(part_QD: NDArray[np.float32]) -> NDArray[np.int64]:
+            best_QP, cell_QP = room(len(part_QD), probes)
+            products = (torch.from_numpy(part_QD) @ centroids.T).numpy()
+            keep_largest(products, cells, np.arange(len(part_QD)), best_QP, cell_QP)
+            return cell_QP
+
+        return nearest
 
 
 def _chunks(vectors_ND: NDArray[Any], rows: int) -> Iterator[NDArray[np.float32]]:
@@ -89,17 +86,16 @@ def _chunks(vectors_ND: NDArray[Any], rows: int) -> Iterator[NDArray[np.float32]
 
 
 def _work(probed_QP: NDArray[np.int64], sizes_K: NDArray[np.int64]) -> Iterator[list[Cell]]:
-    """Cells that are probed, each with the queries that do and the places of the probes, in batches."""
+    """Cells that are probed, each with the numbers of the probes, in batches."""
     flat = probed_QP.ravel()
     order = np.argsort(flat, kind="stable")
     cells, starts = np.unique(flat[order], return_index=True)
-    query, probe = np.divmod(order, probed_QP.shape[1])
     batch: list[Cell] = []
     pairs = 0
-    for cell, start, end in zip(cells.tolist(), starts, [*starts[1:], len(order)], strict=True):
+    for cell, probes_N in zip(cells.tolist(), np.split(order, starts[1:]), strict=True):
         if sizes_K[cell]:
-            batch.append((cell, query[start:end], probe[start:end]))
-            pairs += end - start
+            batch.append((cell, probes_N))
+            pairs += len(probes_N)
         if pairs >= PAIRS:
             yield batch
             batch, pairs = [], 0

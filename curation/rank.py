@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
+from numba import njit
 from numpy.typing import NDArray
 
 from curation.exact import as_float32
 from curation.expand import Candidates
-from curation.ragged import Ragged, offsets_of, reduced
-from curation.threads import each_alone
+from curation.ragged import reduced
+from curation.threads import side_by_side
 
 EPSILON = 1e-3  # cosine; CLIP's lie at 0.1 to 0.3, far above
 BLOCK = 64  # images whose vectors stay in the processor's cache
@@ -93,65 +93,52 @@ def _similarities(
     image_vectors_MD: NDArray[np.floating[Any]],
     concept_vectors_CD: NDArray[np.float32],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """t_c · v_i of every candidate, ``[A]``, and t_c · v_j of all their donors, ``[P]``.
-
-    One product an image: its candidates with the anchor and the donors. Images with about as many candidates
-    are multiplied together, each batch by one thread.
-    """
-    donors, sizes_N = candidates.donors, np.diff(candidates.offsets)
-    donors_A = donors.lengths
-    image_A = np.repeat(np.arange(len(sizes_N)), sizes_N)
-    image_P = np.repeat(image_A, donors_A)
-    rows, place_P = _rows_of_images(image_P, donors.values, anchor_rows_N)
-    inside_A = np.arange(len(image_A)) - candidates.offsets[image_A]
+    """t_c · v_i of every candidate, ``[A]``, and t_c · v_j of all their donors, ``[P]``."""
+    concepts_CD, donors = as_float32(concept_vectors_CD), candidates.donors
     raw_A, raw_P = np.empty(len(donors)), np.empty(len(donors.values))
-    concepts, pair_starts = (
-        torch.from_numpy(as_float32(concept_vectors_CD)),
-        donors.offsets[candidates.offsets],
-    )
-    candidates_of = Ragged(candidates.offsets, np.arange(len(raw_A)))
-    pairs_of, pairs_N = Ragged(pair_starts, np.arange(len(raw_P))), np.diff(pair_starts)
 
-    def multiply(images_B: NDArray[np.int64]) -> None:
-        concept_BC = torch.from_numpy(_padded(candidates.concept_A, candidates.offsets, images_B))
-        concepts_BCD = concepts.index_select(0, concept_BC.flatten()).reshape(*concept_BC.shape, -1)
-        row_BR = _padded(rows.values, rows.offsets, images_B)
-        images_BRD = torch.from_numpy(as_float32(image_vectors_MD[row_BR]))
-        products_BRC = torch.bmm(images_BRD, concepts_BCD.transpose(1, 2)).numpy()
-        numbers_B = np.arange(len(images_B))
-        own_A, own_P = candidates_of.take(images_B).values, pairs_of.take(images_B).values
-        raw_A[own_A] = products_BRC[np.repeat(numbers_B, sizes_N[images_B]), 0, inside_A[own_A]]
-        inside_P = np.repeat(inside_A[own_A], donors_A[own_A])
-        raw_P[own_P] = products_BRC[np.repeat(numbers_B, pairs_N[images_B]), place_P[own_P], inside_P]
+    def multiply(first: int) -> None:
+        offsets, anchors_B = (
+            candidates.offsets[first : first + BLOCK + 1],
+            anchor_rows_N[first : first + BLOCK],
+        )
+        pairs = slice(donors.offsets[offsets[0]], donors.offsets[offsets[-1]])
+        rows, place = np.unique(np.append(anchors_B, donors.values[pairs]), return_inverse=True)
+        anchor_B, donor_P = place[: len(anchors_B)], place[len(anchors_B) :]
+        images_RD = as_float32(image_vectors_MD[rows])
+        concept_A = candidates.concept_A[offsets[0] : offsets[-1]]
+        donor_offsets = donors.offsets[offsets[0] : offsets[-1] + 1] - pairs.start
+        anchor_A = np.repeat(anchor_B, np.diff(offsets))
+        found = raw_A[offsets[0] : offsets[-1]], raw_P[pairs]
+        _multiply(concept_A, anchor_A, donor_offsets, donor_P, images_RD, concepts_CD, *found)
 
-    order_N = np.argsort(sizes_N, kind="stable")
-    order_N = order_N[sizes_N[order_N] > 0]
-    for _ in each_alone(multiply, (order_N[i : i + BLOCK] for i in range(0, len(order_N), BLOCK))):
-        pass
+    side_by_side(multiply, range(0, len(candidates), BLOCK))
     return raw_A, raw_P
 
 
-def _rows_of_images(
-    image_P: NDArray[np.int64], row_P: NDArray[np.int64], anchor_rows_N: NDArray[np.int64]
-) -> tuple[Ragged, NDArray[np.int64]]:
-    """For each image its anchor and then its different donors; and the place of every donor among them."""
-    span = int(row_P.max(initial=0)) + 1
-    keys, place_P = np.unique(image_P * span + row_P, return_inverse=True)
-    image_K, row_K = np.divmod(keys, span)
-    counts_N = np.bincount(image_K, minlength=len(anchor_rows_N))
-    offsets = offsets_of(counts_N + 1)
-    values = np.empty(offsets[-1], np.int64)
-    values[offsets[:-1]] = anchor_rows_N
-    at_K = np.arange(len(keys)) + image_K + 1  # each image before it has added its anchor
-    values[at_K] = row_K
-    return Ragged(offsets, values), at_K[place_P] - offsets[image_P]
+@njit(nogil=True, cache=True)
+def _multiply(
+    concept_A: NDArray[np.int32],
+    anchor_A: NDArray[np.int64],
+    donor_offsets: NDArray[np.int64],
+    donor_P: NDArray[np.int64],
+    images_RD: NDArray[np.float32],
+    concepts_CD: NDArray[np.float32],
+    raw_A: NDArray[np.float64],
+    raw_P: NDArray[np.float64],
+) -> None:
+    """Fills in the products of each candidate with its anchor and its donors, rows of ``images_RD``."""
+    for candidate, anchor in enumerate(anchor_A):
+        concept_D = concepts_CD[concept_A[candidate]]
+        raw_A[candidate] = _product(concept_D, images_RD[anchor])
+        for pair in range(donor_offsets[candidate], donor_offsets[candidate + 1]):
+            raw_P[pair] = _product(concept_D, images_RD[donor_P[pair]])
 
 
-def _padded(
-    values: NDArray[Any], offsets: NDArray[np.int64], images_B: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """The values of some rows side by side; a row that has fewer repeats its first."""
-    lengths_B = offsets[images_B + 1] - offsets[images_B]
-    places = np.arange(lengths_B.max(initial=0))
-    inside_BL = np.where(places < lengths_B[:, None], places, 0)
-    return np.asarray(values[offsets[images_B][:, None] + inside_BL], np.int64)
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def _product(one_D: NDArray[np.float32], other_D: NDArray[np.float32]) -> float:
+    """An inner product, summed in an order that depends on the number of dimensions alone."""
+    product = np.float32(0)
+    for place in range(len(one_D)):
+        product += one_D[place] * other_D[place]
+    return float(product)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from curation.certificate import Certificate, Sample, draw_sample
 from curation.exact import as_float32
-from curation.expand import SPARE, Backend, best_of
+from curation.expand import SPARE, best_of
 from curation.ivf import SAMPLE, build_inverted_file
 
 Kind = Literal["exact", "ivf", "ivfpq", "hnsw"]
@@ -135,7 +135,6 @@ def tune(
     count: int,
     queries: int,
     seed: int,
-    backend: Backend,
     device: str,
 ) -> tuple[Searcher, Certificate]:
     """The least effort that reaches the floor on one sample, and its certificate, from another.
@@ -147,7 +146,7 @@ def tune(
         len(vectors_MD), min(2 * queries, len(vectors_MD)), replace=False
     )
     halves = np.array_split(np.sort(rows[: len(rows) // 2 * 2]).reshape(-1, 2), 2, axis=1)
-    learn, test = (draw_sample(vectors_MD, half.ravel(), count, backend, device) for half in halves)
+    learn, test = (draw_sample(vectors_MD, half.ravel(), count, device) for half in halves)
     most = cells if kind != "hnsw" else 1024
     spare = SPARE if kind == "ivf" else (RESCORED - 1) * count
     effort = 1 if kind != "hnsw" else 16

@@ -126,9 +126,7 @@ def test_merged_neighbours_are_those_of_a_full_search(seed: int) -> None:
     before_QL = np.where(found_QL < 0, -1, old_R[found_QL])
     complete_Q = rng.random(len(old_R)) < 0.8
     before_QL[~complete_Q] = -1
-    rows, similarities = merged(
-        vectors_MD[old_R], vectors_MD, before_QL, complete_Q, new_R, 8, "torch", "cpu"
-    )
+    rows, similarities = merged(vectors_MD[old_R], vectors_MD, before_QL, complete_Q, new_R, 8, "cpu")
     expected_rows, expected = nearest(vectors_MD[old_R], vectors_MD, 8)
     assert np.array_equal(rows, expected_rows)
     assert np.array_equal(similarities, expected)

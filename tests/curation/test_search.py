@@ -85,9 +85,7 @@ def test_tuned_search_reaches_the_floor_and_keeps_exact_similarities(
     kind: Kind, vectors_MD: NDArray[np.float16]
 ) -> None:
     proposer = build(kind, vectors_MD, CELLS, 1e9, seed=2)
-    searcher, found = tune(
-        kind, proposer, vectors_MD, 0.9, CELLS, count=8, queries=300, seed=5, backend="torch", device="cpu"
-    )
+    searcher, found = tune(kind, proposer, vectors_MD, 0.9, CELLS, count=8, queries=300, seed=5, device="cpu")
     assert 0.9 <= found.recall <= 1
     assert found.low < found.recall <= found.high
     rows, similarities = searcher.nearest(vectors_MD[:100], vectors_MD, 8)
@@ -118,11 +116,11 @@ def test_certificate_covers_the_recall_of_the_whole_corpus(vectors_MD: NDArray[n
     search = lambda queries, count: best_of(  # noqa: E731
         queries, vectors_MD, proposer.search(queries, vectors_MD, count, 1), count
     )[0]
-    whole = draw_sample(vectors_MD, np.arange(ROWS), 8, "torch", "cpu").certify(search).recall
+    whole = draw_sample(vectors_MD, np.arange(ROWS), 8, "cpu").certify(search).recall
     inside = 0
     for seed in range(20):
         rows = np.random.default_rng(seed).choice(ROWS, 200, replace=False)
-        found = draw_sample(vectors_MD, rows, 8, "torch", "cpu").certify(search)
+        found = draw_sample(vectors_MD, rows, 8, "cpu").certify(search)
         inside += found.low <= whole <= found.high
     assert inside >= 17  # of 20 intervals at 95 %
 
