@@ -6,23 +6,23 @@ Everything between reading and writing a shard is one pass of pure array functio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from curation.archive_inputs import Inputs, load_inputs
 from curation.cluster import cluster
 from curation.expand import Candidates, pool
-from curation.index import Index, load_index
+from curation.index import Index, neighbour_rows
+from curation.kept import Before, archives_before, kept, taken_over
 from curation.probability import probability
-from curation.ragged import Ragged, offsets_of
+from curation.ragged import Ragged
 from curation.rank import EPSILON, Scores, rank
 from storage.artifact import Artifact
 from storage.fingerprint import stable_seed
 from storage.schemas import CONCEPT_RECORD, table_of
-from storage.stage import Job, Output, ShardFunction, Stage
+from storage.stage import Earlier, Job, Output, ShardFunction, Stage
 
 
 @dataclass(frozen=True)
@@ -37,76 +37,60 @@ class ArchiveConfig:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What every shard is ranked against."""
-
-    index: Index
-    mentions: Ragged  # concept ids by row of the index
-    names: NDArray[np.object_]  # of the concepts
-    vectors_CD: NDArray[np.float32]
-
-
 def build_archive(job: Job[ArchiveConfig]) -> None:
     """Stage ``archive``: the concept archive of every image, shard by shard."""
     neighbours = job.artifact("neighbours")
     sources = (job.artifact("index"), job.artifact("mentions"), job.artifact("vocabulary"))
-    job.map_shards(partial(_make_shard_function, job.config, neighbours, sources), neighbours.shards)
+    make = partial(_make_shard_function, job.config, neighbours, sources, job.earlier)
+    job.map_shards(make, neighbours.shards)
 
 
 def _make_shard_function(
-    config: ArchiveConfig, neighbours: Artifact, sources: tuple[Artifact, Artifact, Artifact]
+    config: ArchiveConfig,
+    neighbours: Artifact,
+    sources: tuple[Artifact, Artifact, Artifact],
+    earlier: Sequence[Earlier],
 ) -> ShardFunction:
     inputs = load_inputs(*sources)
-    return lambda shard: archive_shard(config, inputs, neighbours, shard)
+    before = archives_before(earlier, inputs)
+    return lambda shard: archive_shard(config, inputs, before, neighbours, shard)
 
 
-def load_inputs(index_artifact: Artifact, mentions: Artifact, vocabulary: Artifact) -> Inputs:
-    """Opens the index and joins the mentions to its rows."""
-    index = load_index(index_artifact)
-    concepts = vocabulary.read("concepts", columns=["name", "vector"])
-    vectors = concepts["vector"].combine_chunks()
-    vectors_CD = vectors.flatten().to_numpy(zero_copy_only=False).reshape(-1, vectors.type.list_size)
-    names = np.array(concepts["name"].to_pylist(), object)
-    return Inputs(index, _mentions_by_row(index, mentions), names, vectors_CD)
-
-
-def _mentions_by_row(index: Index, mentions: Artifact) -> Ragged:
-    rows = cast("pl.DataFrame", pl.from_arrow(mentions.read("mentions")))
-    joined = index.ids.join(rows, on="sample_id", how="left", maintain_order="left")
-    lengths = joined["concept_ids"].list.len().fill_null(0).to_numpy().astype(np.int64)
-    values = joined["concept_ids"].explode(empty_as_null=False, keep_nulls=False).to_numpy()
-    return Ragged(offsets_of(lengths), values.astype(np.int32))
-
-
-def archive_shard(config: ArchiveConfig, inputs: Inputs, neighbours: Artifact, shard: str) -> Output:
-    """Expansion, ranking, clusters and probabilities of one shard."""
+def archive_shard(
+    config: ArchiveConfig, inputs: Inputs, before: Before | None, neighbours: Artifact, shard: str
+) -> Output:
+    """Archives of one shard: those that are as they were, and the others, made anew."""
     table = neighbours.read("neighbours", shard)
-    ids = table["sample_id"].to_pylist()
-    candidates = pool(neighbour_rows(inputs.index, table), inputs.mentions)
+    place_N = kept(before, inputs, table, shard) if before else np.full(len(table), -1)
+    stay, change = np.flatnonzero(place_N >= 0), np.flatnonzero(place_N < 0)
+    parts = [made(config, inputs, table.take(change))]
+    if before and len(stay):
+        parts.append(taken_over(before, shard, place_N[stay]))
+    archives = pa.concat_tables(parts).take(np.argsort(np.append(change, stay)))
+    facts = {**_facts(config, archives), "ranked": float(len(change))}
+    return Output(tables={"archives": archives}, seen=len(table), kept=len(table), facts=facts)
+
+
+def made(config: ArchiveConfig, inputs: Inputs, neighbours: pa.Table) -> pa.Table:
+    """Expansion, ranking, clusters and probabilities of some images: an ``archives`` table."""
+    ids = neighbours["sample_id"].to_pylist()
+    candidates = pool(neighbour_rows(inputs.index, neighbours), inputs.mentions)
     anchors_N, vectors = inputs.index.rows_of(ids), (inputs.index.vectors_MD, inputs.vectors_CD)
     scores = rank(candidates, anchors_N, *vectors, config.epsilon, config.support, config.novelty)
     seeds_N = np.array([stable_seed("cluster", config.seed, name) for name in ids], np.uint64)
     clusters = cluster(candidates.offsets, candidates.concept_A, inputs.vectors_CD, seeds_N, config.starts)
     probability_A = probability(candidates.offsets, scores.score, clusters.labels, config.temperature)
-    archives = archives_table(ids, inputs, candidates, scores, clusters.labels, probability_A)
-    facts = {
-        "concepts": float(len(candidates.concept_A)),
-        "clamped": float(scores.clamped),
-        "empty_archives": float((np.diff(candidates.offsets) == 0).sum()),
-        "inertia": float(clusters.inertia.sum(dtype=np.float64)),
+    return archives_table(ids, inputs, candidates, scores, clusters.labels, probability_A)
+
+
+def _facts(config: ArchiveConfig, archives: pa.Table) -> dict[str, float]:
+    lists = archives["concepts"].combine_chunks()
+    similarity_A = lists.flatten().field("anchor_similarity").to_numpy()
+    return {
+        "concepts": float(len(similarity_A)),
+        "clamped": float((similarity_A <= np.float32(config.epsilon)).sum()),
+        "empty_archives": float((lists.value_lengths().to_numpy() == 0).sum()),
     }
-    return Output(tables={"archives": archives}, seen=len(ids), kept=len(ids), facts=facts)
-
-
-def neighbour_rows(index: Index, neighbours: pa.Table) -> NDArray[np.int64]:
-    """Rows [N, L] of the index, best first, -1 where an image has fewer neighbours."""
-    lists = neighbours["neighbour_ids"].combine_chunks()
-    lengths = lists.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
-    rows = index.rows_of(cast("pl.Series", pl.from_arrow(lists.flatten())))
-    result_NL = np.full((len(lengths), int(lengths.max(initial=0))), -1, np.int64)
-    result_NL[np.arange(result_NL.shape[1]) < lengths[:, None]] = rows
-    return result_NL
 
 
 def archives_table(
@@ -149,4 +133,4 @@ def _donor_ids(index: Index, donors: Ragged) -> pa.ListArray:
     )
 
 
-ARCHIVE = Stage("archive", 3, build_archive)
+ARCHIVE = Stage("archive", 3, build_archive, looks_back=True)

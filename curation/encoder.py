@@ -29,6 +29,7 @@ from storage.stage import Job, Output, Stage
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 LOCAL, HUB = "local-dir:", "hf-hub:"
+PROMPTS = 64  # texts per forward pass, always
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -63,7 +64,7 @@ class Encoder:
     @cached_property
     def dimension(self) -> int:
         """Length of a vector."""
-        return int(self.encode_texts(["a"], ("{}",)).shape[1])
+        return int(self._encode_tokens(self.tokenizer(["a"])).shape[1])
 
     @torch.inference_mode()
     def encode_images(self, image_NCHW: Tensor) -> NDArray[np.float32]:
@@ -78,10 +79,12 @@ class Encoder:
         mean_ND = np.mean(vectors, axis=0)
         return np.asarray(mean_ND / np.linalg.norm(mean_ND, axis=1, keepdims=True), np.float32)
 
-    def _encode_prompts(self, prompts: list[str], batch: int = 256) -> NDArray[np.float32]:
-        tokens_NT = self.tokenizer(prompts)
-        parts = (tokens_NT[start : start + batch] for start in range(0, len(prompts), batch))
-        return np.concatenate(list(each_alone(self._encode_tokens, parts)))
+    def _encode_prompts(self, prompts: list[str]) -> NDArray[np.float32]:
+        """Batches are filled up: the last bits of a product depend on its size, and a name's must not."""
+        short = -len(prompts) % PROMPTS
+        tokens_NT = self.tokenizer(prompts + prompts[:1] * short)
+        vectors = list(each_alone(self._encode_tokens, torch.split(tokens_NT, PROMPTS)))
+        return np.concatenate(vectors)[: len(prompts)]
 
     @torch.inference_mode()
     def _encode_tokens(self, tokens_NT: Tensor) -> NDArray[np.float32]:

@@ -193,23 +193,31 @@ def _make_shard_function(
         if index.searcher:
             return index.searcher.nearest(queries_QD, index.vectors_MD, config.neighbours)
         if before and shard in before.shards:
-            old = _still_there(index, before.neighbours, shard, new_R, config.neighbours)
+            old = _still_there(index, before.neighbours, shard, new_R)
             return merged(queries_QD, index.vectors_MD, *old, new_R, config.neighbours, where)
         return nearest(queries_QD, index.vectors_MD, config.neighbours, where)
 
     return lambda shard: _expand_shard(index, embeddings, nearest_of, shard)
 
 
+def neighbour_rows(index: Index, neighbours: pa.Table) -> NDArray[np.int64]:
+    """Rows [N, L] of the index, best first, -1 where an image has fewer neighbours."""
+    lists = neighbours["neighbour_ids"].combine_chunks()
+    lengths = lists.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+    rows = index.rows_of(cast("pl.Series", pl.from_arrow(lists.flatten())))
+    result_NL = np.full((len(lengths), int(lengths.max(initial=0))), -1, np.int64)
+    result_NL[np.arange(result_NL.shape[1]) < lengths[:, None]] = rows
+    return result_NL
+
+
 def _still_there(
-    index: Index, neighbours: Artifact, shard: str, new_R: NDArray[np.int64], count: int
+    index: Index, neighbours: Artifact, shard: str, new_R: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Rows [Q, L] of a shard's neighbours of before, and for each image whether none has gone."""
-    lists = neighbours.read("neighbours", shard, ["neighbour_ids"])["neighbour_ids"].combine_chunks()
-    lengths_Q = lists.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
-    rows_A = index.rows_of(cast("pl.Series", pl.from_arrow(lists.flatten())))
-    rows_A = np.where(np.isin(rows_A, new_R), -1, rows_A)  # of the same name, but another image now
-    rows_QL = np.full((len(lengths_Q), count), -1, np.int64)
-    rows_QL[np.arange(count) < lengths_Q[:, None]] = rows_A
+    table = neighbours.read("neighbours", shard, ["neighbour_ids"])
+    rows_QL = neighbour_rows(index, table)
+    rows_QL = np.where(np.isin(rows_QL, new_R), -1, rows_QL)  # of the same name, but another image now
+    lengths_Q = table["neighbour_ids"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
     return rows_QL, (rows_QL >= 0).sum(axis=1) == lengths_Q
 
 

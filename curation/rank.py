@@ -30,13 +30,12 @@ BLOCK = 64  # images whose vectors stay in the processor's cache
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """One number per candidate, float32 ``[A]`` each, and how many similarities were raised to ε."""
+    """One number per candidate, float32 ``[A]`` each."""
 
     anchor_similarity: NDArray[np.float32]
     local: NDArray[np.float32]
     global_: NDArray[np.float32]
     score: NDArray[np.float32]
-    clamped: int  # of the A anchor similarities and the donor similarities
 
 
 def rank(
@@ -77,13 +76,11 @@ def rank(
     local_A = s_A / mean_A
     global_A = s_A / np.repeat(best_N, sizes)
     own_A = reduced(np.add, (donors.values == np.repeat(anchor_of_A, donors.lengths)) * 1.0, donors.offsets)
-    clamped = int((raw_A < epsilon).sum() + (raw_P < epsilon).sum())
     return Scores(
         anchor_similarity=s_A.astype(np.float32),
         local=local_A.astype(np.float32),
         global_=global_A.astype(np.float32),
         score=(local_A + global_A + support * donors.lengths - novelty * own_A).astype(np.float32),
-        clamped=clamped,
     )
 
 

@@ -163,4 +163,4 @@ def _cosines(embedded: pa.Table, rows: list[Row], encode: Encode) -> dict[str, f
     return dict(zip(ids, cosines_N.tolist(), strict=True))
 
 
-SELECT = Stage("select", 1, select, by_shard=("corpus", "embeddings"))
+SELECT = Stage("select", 2, select, by_shard=("corpus", "embeddings"))

@@ -172,5 +172,5 @@ def mention_ids(captions: Sequence[str], index: dict[str, int], extractor: str) 
     return [sorted({index[noun] for noun in nouns if noun in index}) for nouns in noun_candidates(captions)]
 
 
-VOCABULARY = Stage("vocabulary", 1, build_vocabulary, vocabulary_identity)
+VOCABULARY = Stage("vocabulary", 2, build_vocabulary, vocabulary_identity)
 MENTIONS = Stage("mentions", 1, find_mentions, by_shard=("corpus",))

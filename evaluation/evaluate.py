@@ -172,4 +172,4 @@ def total_confusion(table: pa.Table, labels: int) -> Counts:
     return counts
 
 
-EVALUATE = Stage("evaluate", 1, evaluate, benchmark_identity)
+EVALUATE = Stage("evaluate", 2, evaluate, benchmark_identity)

@@ -13,10 +13,13 @@ import pytest
 from curation.corpus import CorpusConfig
 from curation.expand import nearest
 from curation.grow import merged
+from curation.index import ExpandConfig
 from curation.sources import Source
+from curation.vocabulary import VocabularyConfig
 from flows.decisions import decide
 from storage.runtime import Runtime, local_engine
 from storage.stage import materialize
+from storage.tars import Sample, read_tar, write_tar
 
 UNTIL = "export"
 BY_SHARD = ("corpus", "embed", "mentions")  # whatever else changes when the corpus does
@@ -102,6 +105,56 @@ def test_old_images_are_compared_with_new_ones_only(
     monkeypatch.setattr("curation.index.nearest", watched)
     shards_made(curate, tars, tmp_path / "grown", tiny_encoder)
     assert compared == [(20, 20), (20, 80), (20, 20), (20, 20)]
+
+
+@pytest.mark.parametrize("min_frequency", [1, 5])
+@pytest.mark.parametrize("first", ["without", "with"])
+def test_only_archives_of_something_else_are_ranked_anew(
+    curate: Any, tars: Path, tiny_encoder: Path, tmp_path: Path, min_frequency: int, first: str
+) -> None:
+    """The last shard comes, or goes; where rare concepts are left out, concepts come and go as well."""
+    vocabulary = VocabularyConfig(gallery="scenes", min_frequency=min_frequency)
+    stages = {"until": "archive", "vocabulary": vocabulary, "expand": ExpandConfig(neighbours=2)}
+
+    def archives(store: str) -> Any:
+        return curate(tmp_path / store, corpus_of(tars), tiny_encoder, **stages)["archive"]
+
+    outside = (tmp_path / "00003.tar", tars / "00003.tar")
+    if first == "without":
+        (tars / "00003.tar").rename(outside[0])
+    archives("store")
+    source, goal = outside if first == "without" else reversed(outside)
+    source.rename(goal)
+    after, rebuilt = archives("store"), archives("rebuilt")
+    images = rebuilt.manifest.facts["ranked"]
+    assert images == rebuilt.manifest.counts.kept
+    assert 0 < after.manifest.facts["ranked"] < images
+    assert after.manifest.parts == rebuilt.manifest.parts
+    for fact in ("concepts", "clamped", "empty_archives"):
+        assert after.manifest.facts[fact] == rebuilt.manifest.facts[fact]
+
+
+def test_archives_of_other_concepts_are_ranked_anew(
+    curate: Any, tars: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    for words in ("a photo of a {}.", "a drawing of a {}."):
+        vocabulary = VocabularyConfig(gallery="scenes", templates=(words,))
+        run = curate(tmp_path, corpus_of(tars), tiny_encoder, until="archive", vocabulary=vocabulary)
+        assert run["archive"].manifest.facts["ranked"] == 80
+
+
+def test_archives_of_other_captions_are_ranked_anew(
+    curate: Any, tars: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    curate(tmp_path / "store", corpus_of(tars), tiny_encoder, until="archive")
+    with (tars / "00001.tar").open("rb") as stream:
+        samples = [sample for sample in read_tar(stream) if isinstance(sample, Sample)]
+    with (tars / "00001.tar").open("wb") as stream:
+        write_tar(stream, [Sample(s.key, {**s.members, "txt": b"a dog on the grass"}) for s in samples])
+    after = curate(tmp_path / "store", corpus_of(tars), tiny_encoder, until="archive")["archive"]
+    rebuilt = curate(tmp_path / "rebuilt", corpus_of(tars), tiny_encoder, until="archive")["archive"]
+    assert after.manifest.facts["ranked"] >= len(samples)
+    assert after.manifest.parts == rebuilt.manifest.parts
 
 
 def test_neighbours_that_changed_under_their_names_are_searched_anew(

@@ -92,6 +92,13 @@ def test_text_vectors_do_not_depend_on_the_number_of_threads(tiny_encoder: Path)
     np.testing.assert_allclose(np.linalg.norm(found[0], axis=1), 1, atol=1e-6)
 
 
+def test_text_vector_of_a_name_does_not_depend_on_the_other_names(tiny_encoder: Path) -> None:
+    encoder, names = load_encoder(tiny_encoder, "cpu"), [f"thing {n}" for n in range(150)]
+    whole = encoder.encode_texts(names, ("the {}",))
+    for part in (slice(0, 1), slice(3, 70), slice(10, 150)):
+        np.testing.assert_array_equal(encoder.encode_texts(names[part], ("the {}",)), whole[part])
+
+
 def test_embed_with_broken_weights_is_refused_naming_the_shard_and_commits_nothing(
     curate: Any, scene_corpus: Any, tiny_encoder: Path, tmp_path: Path
 ) -> None:
