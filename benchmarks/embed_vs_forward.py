@@ -7,14 +7,13 @@ Run: ``python -m benchmarks.embed_vs_forward``.
 import json
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.timing import seconds
 from curation.corpus import CORPUS, CorpusConfig
 from curation.embed import EmbedConfig, embed_shard
 from curation.encoder import Encoder, load_encoder, save_encoder
@@ -34,13 +33,13 @@ def measure(
 ) -> dict[str, Any]:
     """Rates of both sides in images per second, their ratio, and the machine's limit."""
     with tempfile.TemporaryDirectory() as scratch:
-        reader = _corpus(Path(scratch), images, side)
-        encoder = _random_encoder(Path(scratch) / "encoder", model)
-        embed = partial(_embed, EmbedConfig(batch_size=batch), encoder, reader)
+        reader = scene_corpus(Path(scratch), images, side)
+        encoder = random_encoder(Path(scratch) / "encoder", model)
+        embed = partial(embed_all, EmbedConfig(batch_size=batch), encoder, reader)
         forward = partial(_forward, encoder, images, batch)
         embed(), forward()  # the first pass of each allocates
-        times = [(_seconds(embed), _seconds(forward)) for _ in range(rounds)]
-        decode = images / _seconds(partial(_decode, encoder, reader))
+        times = [(seconds(embed), seconds(forward)) for _ in range(rounds)]
+        decode = images / seconds(partial(_decode, encoder, reader))
     ours, peer = (images / statistics.median(side) for side in zip(*times, strict=True))
     limit = min(peer, decode)
     return {
@@ -56,19 +55,19 @@ def measure(
     }
 
 
-def _corpus(scratch: Path, images: int, side: int) -> CorpusReader:
+def scene_corpus(scratch: Path, images: int, side: int) -> CorpusReader:
     scenes = Scenes(count=images, shard_size=images, scene=SceneConfig(size=side))
     config = CorpusConfig((Source("bench", "scenes", scenes=scenes),))
     return CorpusReader(materialize(CORPUS, config, {}, Store(str(scratch / "store")), Runtime()))
 
 
-def _random_encoder(folder: Path, model: str) -> Encoder:
+def random_encoder(folder: Path, model: str) -> Encoder:
     folder.mkdir()
     save_encoder(new_model(model), open_clip.get_model_config(model), folder)
     return load_encoder(folder)
 
 
-def _embed(config: EmbedConfig, encoder: Encoder, reader: CorpusReader) -> None:
+def embed_all(config: EmbedConfig, encoder: Encoder, reader: CorpusReader) -> None:
     for shard in reader.shards:
         table_bytes(embed_shard(config, encoder, reader, shard).tables["embeddings"], "embeddings")
 
@@ -83,12 +82,6 @@ def _decode(encoder: Encoder, reader: CorpusReader) -> None:
     for shard in reader.shards:
         for _, sample in reader.members(shard, IMAGE_EXTENSIONS):
             encoder.transform(decode_rgb(image_bytes(sample) or b""))
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import curation_vs_loop, embed_vs_forward, read_vs_webdataset, scale, search
+from benchmarks import curation_vs_loop, embed_vs_decode, embed_vs_forward, read_vs_webdataset, scale, search
 
 SIZES = (62_500, 125_000, 250_000, 500_000, 1_000_000)  # images; the last is four times the last but two
 
@@ -20,6 +20,8 @@ def cases() -> Iterator[dict[str, Any]]:
     """Each case in turn."""
     yield read_vs_webdataset.measure()
     yield embed_vs_forward.measure()
+    yield embed_vs_decode.measure("exact")
+    yield embed_vs_decode.measure("fast")
     yield search.exact()
     yield search.inverted_file()
     for case in curation_vs_loop.cases():

@@ -1,9 +1,11 @@
 """Stage ``embed``: one unit vector per image.
 
 Batches are formed inside a shard, in the tar's order, and each is decoded and encoded by one thread: the
-vectors of a shard depend neither on the number of workers nor on that of threads.
+vectors of a shard depend neither on the number of workers nor on that of threads. Where the model is on a
+GPU, threads decode while it works.
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,13 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from curation.agreement import agreement
+from curation.decode import Decode, Decoder, exact_decoder, fast_decoder
 from curation.encoder import Encoder, Precision, load_encoder
-from curation.images import decode_rgb
+from curation.stopwatch import Timed
 from curation.threads import each_alone
 from storage.errors import InputError
 from storage.reader import IMAGE_EXTENSIONS, CorpusReader, image_bytes
 from storage.schemas import table_of, vector_column
-from storage.stage import Job, Output, ShardFunction, Stage
+from storage.stage import WHOLE, Job, Output, ShardFunction, Stage
 from storage.tars import Sample
 
 Chunk = list[tuple[str, Sample]]  # sample_id, members
@@ -33,6 +37,7 @@ class EmbedConfig:
 
     batch_size: int = 64  # images per forward pass
     precision: Precision = "fp32"
+    decode: Decode = "exact"  # open_clip's own transform; "fast": a copy, refused where vectors differ by it
 
 
 @dataclass(frozen=True)
@@ -42,14 +47,27 @@ class _Embedded:
     ids: list[str]
     vectors_ND: NDArray[np.float32]
     faults: list[dict[str, str]]
+    decode_seconds: float
+    model_seconds: float
 
 
 def embed(job: Job[EmbedConfig]) -> None:
-    """Stage ``embed``: reads a corpus and an encoder, writes ``embeddings`` shard by shard."""
+    """Stage ``embed``: reads a corpus and an encoder, writes ``embeddings`` shard by shard.
+
+    Raises:
+        InputError: for an encoder with broken weights, or whose vectors fast decoding changes.
+    """
     reader = CorpusReader(job.artifact("corpus"), job.runtime.locations)
     folder = str(job.artifact("encoder").local_folder())
-    make = partial(_make_shard_function, job.config, reader, folder, job.runtime.device)
-    job.map_shards(make, reader.shards)
+    given = (job.config, reader, folder, job.runtime.device)
+    if job.config.decode == "fast":
+        job.map_shards(partial(_make_comparison, *given), [WHOLE])
+    job.map_shards(partial(_make_shard_function, *given), reader.shards)
+
+
+def _make_comparison(config: EmbedConfig, reader: CorpusReader, folder: str, device: str) -> ShardFunction:
+    encoder = load_encoder(folder, device, config.precision)
+    return lambda _: Output(facts=agreement(encoder, reader, config.batch_size))
 
 
 def _make_shard_function(
@@ -65,8 +83,11 @@ def embed_shard(config: EmbedConfig, encoder: Encoder, reader: CorpusReader, sha
     Raises:
         InputError: when the encoder gives vectors that are not finite, naming the shard.
     """
-    chunks = _chunks(reader, shard, config.batch_size)
-    batches = list(each_alone(partial(_embed_chunk, encoder), chunks))
+    decode: Decoder = fast_decoder(encoder) if config.decode == "fast" else exact_decoder(encoder)
+    given = Timed(chunks(reader, shard, config.batch_size))
+    on_cpu = encoder.device.type == "cpu"
+    least = 1 if on_cpu else 2  # one decodes while the other's batch is on the GPU
+    batches = list(each_alone(partial(_embed_chunk, encoder, decode), given, least))
     ids = [sample_id for batch in batches for sample_id in batch.ids]
     quarantine = [fault for batch in batches for fault in batch.faults]
     vectors_ND = np.concatenate(
@@ -75,7 +96,13 @@ def embed_shard(config: EmbedConfig, encoder: Encoder, reader: CorpusReader, sha
     _refuse_broken(vectors_ND, shard)
     table = embeddings_table(ids, vectors_ND)
     seen = len(ids) + len(quarantine)
-    return Output(tables={"embeddings": table}, quarantine=quarantine, seen=seen, kept=len(ids))
+    threads = max(torch.get_num_threads(), least)
+    timings = {
+        "read": given.seconds,
+        "decode": sum(batch.decode_seconds for batch in batches) / threads,
+        "model": sum(batch.model_seconds for batch in batches) / (threads if on_cpu else 1),
+    }
+    return Output({"embeddings": table}, {}, quarantine, seen, len(ids), timings=timings)
 
 
 def embeddings_table(ids: list[str], vectors_ND: NDArray[np.float32]) -> pa.Table:
@@ -84,28 +111,35 @@ def embeddings_table(ids: list[str], vectors_ND: NDArray[np.float32]) -> pa.Tabl
     return table_of("embeddings", {"sample_id": ids, "vector": column})
 
 
-def _chunks(reader: CorpusReader, shard: str, size: int) -> Iterator[Chunk]:
+def chunks(reader: CorpusReader, shard: str, size: int) -> Iterator[Chunk]:
+    """The samples of a shard in batches, in the tar's order."""
     members = reader.members(shard, IMAGE_EXTENSIONS)
     while chunk := list(islice(members, size)):
         yield chunk
 
 
-def _embed_chunk(encoder: Encoder, chunk: Chunk) -> _Embedded:
+def _embed_chunk(encoder: Encoder, decode: Decoder, chunk: Chunk) -> _Embedded:
     """Decodes and encodes a batch; what cannot be decoded is left out of it."""
-    decoded = [(sample_id, sample, _decode(encoder, sample)) for sample_id, sample in chunk]
+    started = time.perf_counter()
+    decoded = [(sample_id, sample, _decode(decode, sample)) for sample_id, sample in chunk]
     images = [image for _, _, image in decoded if isinstance(image, Tensor)]
-    vectors_ND = encoder.encode_images(torch.stack(images)) if images else np.zeros((0, encoder.dimension))
+    batch_NCHW = encoder.stack(images) if images else None
+    decode_seconds = time.perf_counter() - started
+    nothing: NDArray[np.float32] = np.zeros((0, encoder.dimension), np.float32)
+    vectors_ND, seconds = encoder.encode_timed(batch_NCHW) if batch_NCHW is not None else (nothing, 0.0)
     return _Embedded(
         ids=[sample_id for sample_id, _, image in decoded if isinstance(image, Tensor)],
-        vectors_ND=vectors_ND.astype(np.float32, copy=False),
+        vectors_ND=vectors_ND,
         faults=[_fault(name, s.key, image) for name, s, image in decoded if isinstance(image, str)],
+        decode_seconds=decode_seconds,
+        model_seconds=seconds,
     )
 
 
-def _decode(encoder: Encoder, sample: Sample) -> Tensor | str:
+def _decode(decode: Decoder, sample: Sample) -> Tensor | str:
     """The image [3, S, S] as the encoder wants it, or why there is none."""
     try:
-        return encoder.transform(decode_rgb(image_bytes(sample) or b""))
+        return decode(image_bytes(sample) or b"")
     except ValueError as error:
         return str(error)
 
@@ -124,4 +158,15 @@ def _refuse_broken(vectors_ND: NDArray[np.float32], shard: str) -> None:
         )
 
 
-EMBED = Stage("embed", 1, embed, by_shard=("corpus",))
+def knobs(config: EmbedConfig) -> dict[str, str]:
+    """What to turn where a phase is the slowest."""
+    more = "more cores, or more workers (--engine ray --workers N)"
+    return {
+        "read": "bring the tars nearer, or read more of them at once (--engine ray --workers N)",
+        "decode": more if config.decode == "fast" else f'embed.decode = "fast"; {more}',
+        "model": 'a GPU, embed.precision = "bf16", or a larger embed.batch_size; ' + more,
+        "write": "bring the store nearer, or give corpora of larger shards",
+    }
+
+
+EMBED = Stage("embed", 1, embed, by_shard=("corpus",), knobs=knobs)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from curation.stopwatch import Stopwatch
 from curation.threads import each_alone
 from storage.errors import InputError
 from storage.files import Folder, sha256
@@ -55,6 +56,7 @@ class Encoder:
     device: torch.device
     precision: Precision = "fp32"
     turn: AbstractContextManager[Any] = field(default_factory=nullcontext)  # threads share a GPU by turns
+    preprocess: dict[str, Any] = field(default_factory=dict)  # what the transform was made from
 
     @property
     def visual(self) -> nn.Module:
@@ -66,12 +68,30 @@ class Encoder:
         """Length of a vector."""
         return int(self._encode_tokens(self.tokenizer(["a"])).shape[1])
 
-    @torch.inference_mode()
     def encode_images(self, image_NCHW: Tensor) -> NDArray[np.float32]:
         """Unit vectors [N, D] of images as the transform gives them."""
+        return self.encode_timed(image_NCHW)[0]
+
+    @torch.inference_mode()
+    def encode_timed(self, image_NCHW: Tensor) -> tuple[NDArray[np.float32], float]:
+        """Unit vectors [N, D] of images, and the seconds for which the device worked on them.
+
+        A thread has its turn only until a GPU's work is queued: the next one queues more before it is done.
+        """
         with self.turn:
-            batch = image_NCHW.to(self.device, DTYPES[self.precision], non_blocking=True)
-            return _unit(cast("Any", self.model).encode_image(batch))
+            watch = Stopwatch(self.device)
+            batch = image_NCHW.to(self.device, non_blocking=True).to(DTYPES[self.precision])
+            vectors_ND = _unit(cast("Any", self.model).encode_image(batch))
+            watch.stop()
+        return vectors_ND.cpu().numpy(), watch.seconds()
+
+    def stack(self, images: Sequence[Tensor]) -> Tensor:
+        """A batch [N, 3, H, W]; for a GPU in pinned memory and in the order that convolutions want."""
+        if self.device.type != "cuda":
+            return torch.stack(list(images))
+        shape = (len(images), *images[0].shape)
+        batch_NCHW = torch.empty(shape, pin_memory=True, memory_format=torch.channels_last)
+        return torch.stack(list(images), out=batch_NCHW)
 
     def encode_texts(self, names: Sequence[str], templates: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors [N, D] of names: the mean over templates (with one ``{}``) of unit text vectors."""
@@ -89,11 +109,12 @@ class Encoder:
     @torch.inference_mode()
     def _encode_tokens(self, tokens_NT: Tensor) -> NDArray[np.float32]:
         with self.turn:
-            return _unit(cast("Any", self.model).encode_text(tokens_NT.to(self.device)))
+            vectors_ND = _unit(cast("Any", self.model).encode_text(tokens_NT.to(self.device)))
+        return vectors_ND.cpu().numpy()
 
 
-def _unit(vectors_ND: Tensor) -> NDArray[np.float32]:
-    return nn.functional.normalize(vectors_ND.float(), dim=-1).cpu().numpy()
+def _unit(vectors_ND: Tensor) -> Tensor:
+    return nn.functional.normalize(vectors_ND.float(), dim=-1)
 
 
 def pick_device(device: str) -> torch.device:
@@ -128,6 +149,7 @@ def load_encoder(folder: str | Path, device: str = "auto", precision: Precision 
         device=where,
         precision=precision,
         turn=nullcontext() if where.type == "cpu" else Lock(),
+        preprocess=preprocess,
     )
 
 

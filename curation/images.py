@@ -105,6 +105,18 @@ def decode_rgb(data: bytes) -> Image.Image:
         return upright.transpose(_UNTURN[orientation]) if orientation in _UNTURN else upright
 
 
+def is_upright(data: bytes) -> bool:
+    """Whether an image is stored as it is to be seen.
+
+    Raises:
+        ValueError: The data hold no image.
+    """
+    with _refusing(data):
+        image = _open(data)
+        with _quiet():
+            return int(image.getexif().get(ExifTags.Base.Orientation, 1)) not in _UNTURN
+
+
 def _check_size(width: int, height: int, limits: ImageLimits) -> None:
     if min(width, height) < limits.min_side:
         detail = f"{width}x{height} pixels; sides of {limits.min_side} are the least"

@@ -8,7 +8,7 @@ from flows.doctor import Check
 from flows.faults import one_line
 from flows.terminal import cell, print_table, say, size
 
-FACTS = ("location", "created", "seconds", "version", "rows", "bytes", "counts", "facts", "inputs")
+FACTS = ("location", "created", "seconds", "version", "rows", "bytes", "counts", "facts", "stall", "inputs")
 
 
 def print_artifact(record: Mapping[str, Any]) -> None:

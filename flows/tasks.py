@@ -65,6 +65,7 @@ def publish(label: str, manifest: Manifest) -> None:
     row |= {"in": counts.seen, "kept": counts.kept}
     row |= {f"rejected: {reason}": number for reason, number in counts.rejected.items()}
     row |= {name: round(value, 6) for name, value in manifest.facts.items()}
+    row |= {name: manifest.stall[name] for name in ("verdict", "knob") if name in manifest.stall}
     description = f"{label}: {manifest.stage}/{manifest.fingerprint}"
     create_table_artifact(table=[row], key=artifact_key(label), description=description)
 

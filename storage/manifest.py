@@ -57,6 +57,7 @@ class ShardRecord:
     counts: Counts
     facts: dict[str, float]  # sums over samples that a stage wants in the manifest
     seconds: float
+    timings: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds by phase; see storage.stall
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Manifest:
     shard_seconds: dict[str, float]
     provenance: dict[str, Any]
     shards: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # counts and facts of each
+    shard_timings: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    stall: dict[str, Any] = dataclasses.field(default_factory=dict)  # see storage.stall
 
     @property
     def rows(self) -> int:
@@ -105,8 +108,8 @@ def shard_record(manifest: Manifest, shard: str) -> ShardRecord:
     """What one shard of an artifact wrote, as it was recorded then."""
     told = manifest.shards[shard]
     parts = tuple(part for part in manifest.parts if part.shard == shard)
-    seconds = manifest.shard_seconds.get(shard, 0.0)
-    return ShardRecord(shard, parts, Counts(**told["counts"]), told["facts"], seconds)
+    seconds, timings = manifest.shard_seconds.get(shard, 0.0), manifest.shard_timings.get(shard, {})
+    return ShardRecord(shard, parts, Counts(**told["counts"]), told["facts"], seconds, timings)
 
 
 def to_json(record: Manifest | ShardRecord) -> bytes:

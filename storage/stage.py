@@ -28,6 +28,7 @@ from storage.manifest import (
 from storage.parquet import read_table, table_bytes
 from storage.runtime import Runtime, ShardTask
 from storage.schemas import table_of
+from storage.stall import stall_report, verdict
 
 C = TypeVar("C")
 PROGRESS = "_progress"  # shard records of a run that has not committed yet
@@ -46,6 +47,7 @@ class Output:
     seen: int = 0
     kept: int = 0
     facts: dict[str, float] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)  # seconds by phase; writing is added to them
 
 
 ShardFunction = Callable[[str], Output]
@@ -91,7 +93,7 @@ class Job(Generic[C]):
             bar.advance(len(shards) - len(todo), note="resumed" if len(todo) < len(shards) else "")
             if todo:
                 for record in self.runtime.engine(partial(_shard_task, make, self.folder, self.stage), todo):
-                    bar.advance(note=f"{record.shard}  {record.counts.kept} kept")
+                    bar.advance(note=_note(record))
 
     def write(self, output: Output, shard: str = WHOLE) -> None:
         """Commits the output of a stage that works on everything at once."""
@@ -111,6 +113,8 @@ class Stage(Generic[C]):
     """Inputs of which a shard of the result depends on the same shard only; see ``storage.growth``."""
     looks_back: bool = False
     """Whether the job is told of earlier artifacts."""
+    knobs: Callable[[C], Mapping[str, str]] = lambda config: {}  # noqa: ARG005
+    """What to turn where a phase of the timings is the slowest; see ``storage.stall``."""
 
     def artifact(self, store: Store, config: C, inputs: Mapping[str, Artifact | str]) -> Artifact:
         """The handle of this stage's result for a config and all its inputs, computed or not."""
@@ -201,6 +205,8 @@ def _assemble(
         shard_seconds={record.shard: record.seconds for record in records},
         provenance=provenance(),
         shards={r.shard: {"counts": dataclasses.asdict(r.counts), "facts": r.facts} for r in records},
+        shard_timings={record.shard: record.timings for record in records if record.timings},
+        stall=stall_report(records, stage.knobs(config)),
     )
 
 
@@ -215,13 +221,21 @@ def _shard_task(make: Callable[[], ShardFunction], folder: Folder, stage: str) -
 
 
 def _commit_shard(folder: Folder, stage: str, shard: str, output: Output, started: float) -> ShardRecord:
+    writing = time.perf_counter()
     parts = [_write_table(folder, shard, name, table) for name, table in output.tables.items()]
     parts += [_write_file(folder, shard, name, *content) for name, content in output.files.items()]
     if output.quarantine:
         parts.append(_write_table(folder, shard, "quarantine", _quarantine_table(output, stage, shard)))
-    record = ShardRecord(shard, tuple(parts), _counts(output), output.facts, time.perf_counter() - started)
+    ended = time.perf_counter()
+    timings = {**output.timings, "write": round(ended - writing, 4)} if output.timings else {}
+    record = ShardRecord(shard, tuple(parts), _counts(output), output.facts, ended - started, timings)
     folder.write(f"{PROGRESS}/{file_stem(shard)}.json", to_json(record))
     return record
+
+
+def _note(record: ShardRecord) -> str:
+    bound = f", {verdict(record.timings)}" if record.timings else ""
+    return f"{record.shard}  {record.counts.kept} kept{bound}"
 
 
 def _write_table(folder: Folder, shard: str, name: str, table: pa.Table) -> Part:
