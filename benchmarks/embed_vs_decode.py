@@ -60,8 +60,8 @@ def measure(
         "ratio": ratio,
         "limit": limit,
         "limit_share": ratio,
-        "note": f"{images} images of {side} px to {encoder.image_size}, {decode} decoding, batches of {batch}, "
-        f"{torch.get_num_threads()} threads, a model of 8 x 8 colours; limit: reading and decoding alone",
+        "note": f"{images} images of {side} px to {encoder.image_size}, {decode} decoding, batches of {batch}"
+        f", {torch.get_num_threads()} threads, a model of 8 x 8 colours; limit: reading and decoding alone",
     }
 
 

@@ -81,7 +81,7 @@ def _judge(cosine_N: NDArray[np.float32], shards: Sequence[str]) -> None:
         )
     if mean < LEAST:
         raise InputError(
-            "fast decoding changes this encoder's vectors: their mean cosine to exact ones is "
-            f"{mean:.5f} over {len(cosine_N)} images of {names} (5th percentile {low:.5f}, least {least:.5f}), "
-            f'below the {LEAST} that is allowed; set embed.decode = "exact"'
+            f"fast decoding changes this encoder's vectors: their mean cosine to exact ones is {mean:.5f} "
+            f"over {len(cosine_N)} images of {names} (5th percentile {low:.5f}, least {least:.5f}), below "
+            f'the {LEAST} that is allowed; set embed.decode = "exact"'
         )

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -32,7 +33,8 @@ class Stopwatch:
     """Runs from its making to ``stop``: by the clock on a CPU, by marks in the queue of a GPU."""
 
     def __init__(self, device: torch.device) -> None:
-        self._mark: Callable[[], Any] = _queue_mark if device.type == "cuda" else time.perf_counter
+        on_gpu = device.type == "cuda"
+        self._mark: Callable[[], Any] = partial(_queue_mark, device) if on_gpu else time.perf_counter
         self._begun: Any = self._mark()
         self._ended: Any = None
 
@@ -48,7 +50,7 @@ class Stopwatch:
         return float(self._begun.elapsed_time(self._ended)) / 1000  # milliseconds
 
 
-def _queue_mark() -> Any:
+def _queue_mark(device: torch.device) -> Any:
     mark = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    mark.record()
+    mark.record(torch.cuda.current_stream(device))
     return mark

@@ -1,6 +1,7 @@
 """Fast decoding: against open_clip's own transform, on what it leaves alone, and when it is refused."""
 
 import io
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from curation.agreement import agreement
+from curation.corpus import CorpusConfig
 from curation.decode import FastDecoder, exact_decoder, fast_decoder, scaled
 from curation.embed import EMBED, EmbedConfig, embed_shard
 from curation.encoder import Encoder, load_encoder
 from curation.openclip import open_clip
+from curation.sources import Source
 from storage.errors import InputError
 from storage.reader import CorpusReader
 from storage.runtime import Runtime
@@ -138,8 +141,18 @@ def test_fast_vectors_do_not_depend_on_the_number_of_threads(encoder: Encoder, c
         torch.set_num_threads(count)
         found.append(embed_shard(FAST, encoder, reader, "scenes/00001").tables["embeddings"])
     torch.set_num_threads(before)
+    assert found[0].num_rows == 30
     assert found[0].equals(found[1])
     assert found[0].equals(found[2])
+
+
+def test_broken_weights_are_refused_before_anything_is_compared(encoder: Encoder, curated: Any) -> None:
+    class Broken(torch.nn.Module):
+        def encode_image(self, image_NCHW: torch.Tensor) -> torch.Tensor:
+            return torch.full((len(image_NCHW), 4), torch.nan)
+
+    with pytest.raises(InputError, match=r"NaN or infinity on images of 'scenes/0000\d'.*checkpoint"):
+        agreement(replace(encoder, model=Broken()), CorpusReader(curated["corpus"]), 16)
 
 
 def fast_run(curate: Any, curated: Any, scene_corpus: Any, encoder: Path) -> Any:
@@ -208,3 +221,18 @@ def test_sample_without_plain_jpegs_has_no_cosine(
     run = curate(tmp_path / "store", corpus, tiny_encoder, until="embed", embed=FAST)
     assert run["embed"].manifest.facts == {"decode_sampled": 0.0}
     assert run["embed"].manifest.counts.kept == 3
+
+
+def test_fast_shards_are_taken_over_when_a_corpus_grows(
+    curate: Any, scene_tars: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    tars = shutil.copytree(scene_tars, tmp_path / "tars")
+    corpus = CorpusConfig((Source("mine", urls=(f"{tars}/*.tar",)),))
+    (tars / "00003.tar").rename(tmp_path / "00003.tar")
+    before = curate(tmp_path / "store", corpus, tiny_encoder, until="embed", embed=FAST)["embed"].manifest
+    (tmp_path / "00003.tar").rename(tars / "00003.tar")
+    grown = curate(tmp_path / "store", corpus, tiny_encoder, until="embed", embed=FAST)["embed"].manifest
+    rebuilt = curate(tmp_path / "other", corpus, tiny_encoder, until="embed", embed=FAST)["embed"].manifest
+    assert (grown.parts, grown.counts, grown.facts) == (rebuilt.parts, rebuilt.counts, rebuilt.facts)
+    assert {**grown.shard_timings, **before.shard_timings} == grown.shard_timings  # as they were told then
+    assert len(grown.shard_timings) == len(before.shard_timings) + 1

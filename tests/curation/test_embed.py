@@ -1,8 +1,10 @@
 """Stage ``embed``: against open_clip itself, on broken weights, and for any number of threads."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from curation.embed import EMBED, EmbedConfig, embed_shard
+from curation.embed import EMBED, EmbedConfig, embed_shard, knobs
 from curation.encoder import WEIGHTS, Encoder, EncoderConfig, load_encoder
 from curation.images import decode_rgb
 from curation.openclip import open_clip
@@ -97,6 +99,66 @@ def test_text_vector_of_a_name_does_not_depend_on_the_other_names(tiny_encoder: 
     whole = encoder.encode_texts(names, ("the {}",))
     for part in (slice(0, 1), slice(3, 70), slice(10, 150)):
         np.testing.assert_array_equal(encoder.encode_texts(names[part], ("the {}",)), whole[part])
+
+
+def test_manifest_tells_what_embedding_waited_for(curated: Any) -> None:
+    manifest = curated["embed"].manifest
+    assert {*manifest.shard_timings} == {*curated["corpus"].shards}
+    assert all({*told} == {"read", "decode", "model", "write"} for told in manifest.shard_timings.values())
+    assert sum(manifest.stall["shards"].values()) == 3
+    assert manifest.stall["knob"] == knobs(EmbedConfig())[manifest.stall["verdict"].removesuffix("-bound")]
+    assert 0 < manifest.stall["seconds"]["decode"] < manifest.seconds
+
+
+def test_stall_report_advises_fast_decoding_only_where_decoding_is_exact() -> None:
+    assert 'embed.decode = "fast"' in knobs(EmbedConfig())["decode"]
+    assert "fast" not in knobs(EmbedConfig(decode="fast"))["decode"]
+
+
+class Elsewhere(Encoder):
+    """An encoder on another device, which answers its first batch when the second has been decoded."""
+
+    seen = 0
+    second_is_decoded = Event()
+
+    def stack(self, images: Sequence[Tensor]) -> Tensor:
+        self.seen += 1
+        if self.seen == 2:
+            self.second_is_decoded.set()
+        return torch.stack(list(images))
+
+    def encode_timed(self, image_NCHW: Tensor) -> tuple[NDArray[np.float32], float]:
+        assert self.second_is_decoded.wait(60), "nothing was decoded while the model worked"
+        return np.ones((len(image_NCHW), 1), np.float32), 0.25
+
+
+@pytest.mark.usefixtures("threads")
+def test_images_are_decoded_while_a_gpu_works(curated: Any, tiny_encoder: Path) -> None:
+    one = load_encoder(tiny_encoder, "cpu")
+    far = Elsewhere(one.model, one.transform, one.tokenizer, one.mean, one.std, 64, torch.device("cuda"))
+    far.dimension = 1
+    torch.set_num_threads(1)
+    output = embed_shard(EmbedConfig(batch_size=7), far, CorpusReader(curated["corpus"]), "scenes/00001")
+    assert output.kept == 30
+    assert output.timings["model"] == 5 * 0.25  # the device's own, not shared out among threads
+
+
+def test_batches_for_a_gpu_are_pinned_and_channels_last(
+    tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {}
+
+    def unpinned(shape: tuple[int, ...], *, pin_memory: bool, memory_format: Any) -> Tensor:
+        asked["pin_memory"] = pin_memory
+        return torch.zeros(shape).contiguous(memory_format=memory_format)
+
+    images = list(torch.randn(3, 3, 8, 8))
+    encoder = replace(load_encoder(tiny_encoder, "cpu"), device=torch.device("cuda"))
+    monkeypatch.setattr(torch, "empty", unpinned)  # without a GPU nothing can be pinned
+    batch_NCHW = encoder.stack(images)
+    assert asked == {"pin_memory": True}
+    assert batch_NCHW.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(batch_NCHW, torch.stack(images))
 
 
 def test_embed_with_broken_weights_is_refused_naming_the_shard_and_commits_nothing(
