@@ -87,6 +87,9 @@ class Job(Generic[C]):
 
         ``make`` is called once per worker and must be picklable (a ``functools.partial`` of a module's
         function): it loads what the function needs.
+
+        Raises:
+            StoreError: when a shard that an engine was given has no record in the end.
         """
         todo = [shard for shard in shards if _finished(self.folder, shard) is None]
         with self.runtime.progress(self.stage, len(shards)) as bar:
@@ -94,6 +97,16 @@ class Job(Generic[C]):
             if todo:
                 for record in self.runtime.engine(partial(_shard_task, make, self.folder, self.stage), todo):
                     bar.advance(note=_note(record))
+                self._refuse_lost(todo)
+
+    def _refuse_lost(self, shards: Sequence[str]) -> None:
+        lost = [shard for shard in shards if _finished(self.folder, shard) is None]
+        overtaken = self.folder.exists(MANIFEST)  # another run has committed, and removed the records
+        if lost and not overtaken:
+            raise StoreError(
+                f"stage '{self.stage}' worked on {len(shards)} shards; {len(lost)} of them ({lost[0]}, …) "
+                f"are not in '{self.folder.url}': give a --store that this machine and all workers share"
+            )
 
     def write(self, output: Output, shard: str = WHOLE) -> None:
         """Commits the output of a stage that works on everything at once."""

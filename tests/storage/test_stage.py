@@ -208,6 +208,21 @@ def test_stage_without_shards_says_that_its_inputs_are_empty(tmp_path: Path) -> 
         materialize(stage(Trace(), shards=()), Config(), {}, Store(str(tmp_path)), Runtime())
 
 
+def test_stage_whose_engine_loses_a_shard_fails_and_names_it(tmp_path: Path) -> None:
+    """As do workers on other machines, each with a folder of its own where the store should be."""
+
+    def elsewhere(make_task: Callable[[], ShardTask], shards: Sequence[str]) -> Iterator[ShardRecord]:
+        for record in map(make_task(), shards):
+            if record.shard == shards[-1]:
+                next(tmp_path.rglob(f"{PROGRESS}/{shards[-1].replace('/', '.')}.json")).unlink()
+            yield record
+
+    with pytest.raises(StoreError, match=rf"{len(SHARDS)} shards; 1 of them \({SHARDS[-1]}, …\) are not"):
+        run(tmp_path, runtime=Runtime(engine=elsewhere))
+    assert Store(str(tmp_path)).artifacts() == []
+    assert identity(run(tmp_path)) == identity(run(tmp_path / "whole"))
+
+
 def test_two_runs_of_one_stage_at_once_end_in_one_whole_artifact(tmp_path: Path) -> None:
     """The other run finishes while this one is between two shards, and takes its records away."""
 
