@@ -94,10 +94,21 @@ class Encoder:
         return torch.stack(list(images), out=batch_NCHW)
 
     def encode_texts(self, names: Sequence[str], templates: Sequence[str]) -> NDArray[np.float32]:
-        """Unit vectors [N, D] of names: the mean over templates (with one ``{}``) of unit text vectors."""
+        """Unit vectors [N, D] of names: the mean over templates (with one ``{}``) of unit text vectors.
+
+        Raises:
+            InputError: when a vector has no direction: NaN, infinity or zero.
+        """
         vectors = [self._encode_prompts([t.replace("{}", name) for name in names]) for t in templates]
         mean_ND = np.mean(vectors, axis=0)
-        return np.asarray(mean_ND / np.linalg.norm(mean_ND, axis=1, keepdims=True), np.float32)
+        length_N1 = np.linalg.norm(mean_ND, axis=1, keepdims=True)
+        broken = [name for name, (length,) in zip(names, length_N1, strict=True) if not length > 0]
+        if broken:
+            raise InputError(
+                f"the encoder gave {len(broken)} of {len(names)} text vectors ('{broken[0]}', …) with "
+                "NaN, infinity or nothing but zeros: its weights are broken; check the checkpoint"
+            )
+        return np.asarray(mean_ND / length_N1, np.float32)
 
     def _encode_prompts(self, prompts: list[str]) -> NDArray[np.float32]:
         """Batches are filled up: the last bits of a product depend on its size, and a name's must not."""
