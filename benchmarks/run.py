@@ -1,6 +1,7 @@
 """Runs every case and writes ``bench.json``.
 
-A list of ``{case, ours, peer, unit, ratio, limit, limit_share, note}``.
+A list of ``{case, ours, peer, unit, ratio, limit, limit_share, note}``; a case that cannot run here has
+nulls, and the reason in its note.
 """
 
 import json
@@ -11,7 +12,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import curation_vs_loop, embed_vs_decode, embed_vs_forward, read_vs_webdataset, scale, search
+from benchmarks import (
+    curation_vs_loop,
+    embed_vs_decode,
+    embed_vs_forward,
+    ivf_vs_autofaiss,
+    read_vs_webdataset,
+    scale,
+    search,
+)
 
 SIZES = (62_500, 125_000, 250_000, 500_000, 1_000_000)  # images; the last is four times the last but two
 
@@ -24,6 +33,7 @@ def cases() -> Iterator[dict[str, Any]]:
     yield embed_vs_decode.measure("fast")
     yield search.exact()
     yield search.inverted_file()
+    yield ivf_vs_autofaiss.measure()
     for case in curation_vs_loop.cases():
         yield case()
     points = scale.curve(SIZES)
@@ -40,6 +50,9 @@ def main() -> None:
     Path("bench.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     table = Table("case", "ours", "peer", "unit", "ratio", "share of limit")
     for result in results:
+        if result["ratio"] is None:
+            table.add_row(result["case"], result["note"])
+            continue
         numbers = [f"{result[key]:.3g}" for key in ("ours", "peer")]
         share = f"{result['limit_share']:.2f}"
         table.add_row(result["case"], *numbers, result["unit"], f"{result['ratio']:.2f}", share)
