@@ -58,6 +58,7 @@ class ShardRecord:
     facts: dict[str, float]  # sums over samples that a stage wants in the manifest
     seconds: float
     timings: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds by phase; see storage.stall
+    peak_bytes: int = 0  # resident in the process at most; 0 where it was not recorded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Manifest:
     shards: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # counts and facts of each
     shard_timings: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     stall: dict[str, Any] = dataclasses.field(default_factory=dict)  # see storage.stall
+    peak_bytes: int = 0  # resident at most in one process that worked on it; 0 where it was not recorded
 
     @property
     def rows(self) -> int:

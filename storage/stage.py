@@ -25,6 +25,7 @@ from storage.manifest import (
     record_from_json,
     to_json,
 )  # fmt: skip
+from storage.memory import forget_peak, peak_bytes
 from storage.parquet import read_table, table_bytes
 from storage.runtime import Runtime, ShardTask
 from storage.schemas import table_of
@@ -182,6 +183,7 @@ def materialize(
     if artifact.committed:
         return artifact
     started = time.perf_counter()
+    forget_peak()
     _take_over(stage, config, inputs, store, artifact.folder)
     earlier = tuple(_earlier(stage, config, inputs, store)) if stage.looks_back else ()
     stage.run(Job(config, inputs, runtime, artifact.folder, stage.name, earlier))
@@ -220,10 +222,12 @@ def _assemble(
         shards={r.shard: {"counts": dataclasses.asdict(r.counts), "facts": r.facts} for r in records},
         shard_timings={record.shard: record.timings for record in records if record.timings},
         stall=stall_report(records, stage.knobs(config)),
+        peak_bytes=max(peak_bytes(), *(record.peak_bytes for record in records)),
     )
 
 
 def _shard_task(make: Callable[[], ShardFunction], folder: Folder, stage: str) -> ShardTask:
+    forget_peak()  # on a cluster this is a process of its own
     function = make()
 
     def task(shard: str) -> ShardRecord:
@@ -241,7 +245,8 @@ def _commit_shard(folder: Folder, stage: str, shard: str, output: Output, starte
         parts.append(_write_table(folder, shard, "quarantine", _quarantine_table(output, stage, shard)))
     ended = time.perf_counter()
     timings = {**output.timings, "write": round(ended - writing, 4)} if output.timings else {}
-    record = ShardRecord(shard, tuple(parts), _counts(output), output.facts, ended - started, timings)
+    told = (output.facts, ended - started, timings, peak_bytes())
+    record = ShardRecord(shard, tuple(parts), _counts(output), *told)
     folder.write(f"{PROGRESS}/{file_stem(shard)}.json", to_json(record))
     return record
 
