@@ -103,10 +103,15 @@ def scene_shards(scenes: Scenes) -> dict[str, range]:
 
 def scene_tar(scenes: Scenes, indices: range) -> bytes:
     """A WebDataset tar of rendered scenes: image, caption, the true concepts, and the mask if wanted."""
-    seed = stable_seed("scenes", scenes.seed, scenes.split)
     stream = io.BytesIO()
-    write_tar(stream, (_scene_sample(scenes, seed, index) for index in indices))
+    write_tar(stream, scene_samples(scenes, indices))
     return stream.getvalue()
+
+
+def scene_samples(scenes: Scenes, indices: range) -> Iterator[Sample]:
+    """Rendered scenes one by one."""
+    seed = stable_seed("scenes", scenes.seed, scenes.split)
+    return (_scene_sample(scenes, seed, index) for index in indices)
 
 
 def _scene_sample(scenes: Scenes, seed: int, index: int) -> Sample:
@@ -138,7 +143,18 @@ def coco_files(folder: str) -> tuple[Path, list[Path]]:
 
 
 def coco_tar(folder: str) -> bytes:
-    """A WebDataset tar of a COCO folder: each image with its first caption."""
+    """A WebDataset tar of a COCO folder."""
+    stream = io.BytesIO()
+    write_tar(stream, coco_samples(folder))
+    return stream.getvalue()
+
+
+def coco_samples(folder: str) -> Iterator[Sample]:
+    """Each image of a COCO folder with its first caption.
+
+    Raises:
+        InputError: if it is not such a folder.
+    """
     annotations, images = coco_files(folder)
     try:
         captions = _first_captions(json.loads(annotations.read_bytes()))
@@ -146,9 +162,7 @@ def coco_tar(folder: str) -> bytes:
         raise InputError(
             f"'{annotations}' is not a file of captions ({error}); give COCO's annotations"
         ) from error
-    stream = io.BytesIO()
-    write_tar(stream, _coco_samples(images, captions))
-    return stream.getvalue()
+    return _coco_samples(images, captions)
 
 
 def _first_captions(annotations: dict[str, Any]) -> dict[str, str]:

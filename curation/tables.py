@@ -112,11 +112,12 @@ def _exists(url: str) -> bool:
 def table_tar(table: PairTable, start: int) -> bytes:
     """A WebDataset tar of some rows; a sample whose image is not there has none and is rejected later."""
     stream = io.BytesIO()
-    write_tar(stream, _samples(table, start))
+    write_tar(stream, table_samples(table, start))
     return stream.getvalue()
 
 
-def _samples(table: PairTable, start: int) -> Iterator[Sample]:
+def table_samples(table: PairTable, start: int) -> Iterator[Sample]:
+    """The samples of a shard one by one."""
     for number, row in enumerate(table.slice(start, ROWS).iter_rows(named=True), start):
         yield Sample(f"{number:08d}", _members(table, row))
 

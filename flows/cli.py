@@ -128,21 +128,34 @@ def plan(
     until: Until = None,
     set_: Overrides = None,
     json_: AsJson = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Tell time, memory, disk and cost of each stage.")
+    ] = False,
+    images: Annotated[int | None, typer.Option(help="Of the corpus to tell them for; else its own.")] = None,
+    price: Annotated[float, typer.Option(help="Of an hour of this machine.")] = 0.0,
+    budget: Annotated[float, typer.Option(help="Seconds that a calibration may take.")] = 60.0,
+    device: Device = "auto",
 ) -> None:
     """Show what a run would reuse, resume or run, and the setting that differs from earlier artifacts.
 
+    With --calibrate every stage is run on a sample of the corpus, for a minute in all, and its time, memory,
+    disk and cost are told for the whole; after the run, summary and report set them beside what it took.
+
     Example: `cocu plan configs/demo.toml --set expand.neighbours=8`
+
+    Example: `cocu plan my.toml --calibrate --images 12000000 --price 2.50`
     """
+    if calibrate:
+        from flows.calibrate_command import tell_costs
+
+        return tell_costs(config, store, set_ or (), until, (images, price, budget), device, json_)
     from flows.decisions import as_rows, decide
     from flows.run import plan_run
     from flows.showing import print_decisions
 
     _, declared = plan_run(config, store, set_ or ())
     decisions = decide(declared.until(until))
-    if json_:
-        print_json(as_rows(decisions))
-    else:
-        print_decisions(decisions)
+    return print_json(as_rows(decisions)) if json_ else print_decisions(decisions)
 
 
 @app.command()

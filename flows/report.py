@@ -41,11 +41,11 @@ def write_report(job: Job[ReportConfig]) -> None:
     Inputs: corpus, archive, mentions and vocabulary; recall where concepts were measured; any number of
     ``model <name>`` (train), ``score <number>`` (evaluate) and ``preview …`` (preview) artifacts.
     """
-    page = _environment().get_template("report.html.j2").render(**_view(job))
+    page = environment().get_template("report.html.j2").render(**_view(job))
     job.write(Output(files={PAGE: (page.encode(), 0)}))
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
     """Templates in which every text is made visible, then escaped: captions are untrusted."""
     environment = Environment(
         loader=PackageLoader("flows"),
@@ -125,4 +125,4 @@ def _previews(artifacts: Mapping[str, Artifact], models: Sequence[str]) -> Previ
     )
 
 
-REPORT = Stage("report", 1, write_report)
+REPORT = Stage("report", 2, write_report)

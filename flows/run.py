@@ -15,8 +15,10 @@ from flows.pipeline import declare
 from flows.plan import Plan
 from flows.prefect_server import quiet_prefect
 from flows.progress import rich_progress, spinner
+from flows.prediction import beside_fact, load
 from flows.report import PAGE
-from flows.summary import summarise
+from flows.report_prediction import with_prediction
+from flows.summary import prediction_beside_fact, summarise
 from storage.artifact import Store
 from storage.errors import ConfigError
 from storage.files import Folder
@@ -98,9 +100,12 @@ def execute(name: str, plan: Plan, until: str | None, runtime: Runtime) -> Resul
 def write_results(name: str, plan: Plan) -> Results:
     """``<store>/runs/<name>/summary.json`` of all that is finished, and the report where there is one."""
     folder = plan.store.folder.folder(f"runs/{name}")
-    summary = summarise(name, plan.nodes)
+    predicted = load(name, plan.store)
+    rows = beside_fact(predicted, plan.nodes) if predicted else []
+    summary = {**summarise(name, plan.nodes), "prediction": prediction_beside_fact(predicted, rows)}
     folder.write(SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
     for node in plan.nodes:
         if node.stage.name == "report" and node.artifact.committed:
-            folder.write(PAGE, node.artifact.file(PAGE).read_bytes())
+            page = node.artifact.file(PAGE).read_bytes()
+            folder.write(PAGE, with_prediction(page, predicted, rows) if predicted else page)
     return Results(folder, summary)

@@ -1,9 +1,11 @@
 """The numbers of a run, for people and for tools."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from flows.plan import Node
+from flows.prediction import Beside, Prediction
 from storage.manifest import Manifest
 
 CONCEPTS = ("caption_recall", "archive_recall", "union_recall", "archive_precision", "m")
@@ -26,6 +28,22 @@ def summarise(name: str, nodes: Sequence[Node]) -> dict[str, Any]:
         "seconds": {label: manifest.seconds for label, manifest in manifests.items()},
         "artifacts": {node.label: node.artifact.id for node in done},
     }
+
+
+def prediction_beside_fact(predicted: Prediction | None, rows: Sequence[Beside]) -> dict[str, Any] | None:
+    """What ``cocu plan --calibrate`` said and what it came to; null for stages that were reused."""
+    if predicted is None:
+        return None
+    stages = {
+        row.predicted.label: {
+            "seconds": {"predicted": asdict(row.predicted.seconds), "fact": row.seconds, "ratio": row.ratio},
+            "memory": {"predicted": row.predicted.memory, "fact": row.memory},
+            "disk": {"predicted": row.predicted.disk, "fact": row.disk},
+        }
+        for row in rows
+        if row.predicted.seconds
+    }
+    return {"images": predicted.images, "created": predicted.created, "stages": stages}
 
 
 def _concepts(nodes: Sequence[Node]) -> dict[str, float | None]:

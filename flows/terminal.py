@@ -94,6 +94,18 @@ def _sections(summary: Mapping[str, Any]) -> Iterable[tuple[str, str, list[tuple
     seconds = summary["seconds"]
     rows = [(label, f"{value:.1f}") for label, value in seconds.items()]
     yield "Stages", "seconds", [*rows, ("all together", f"{sum(seconds.values()):.1f}")] if rows else []
+    yield "Predicted", "seconds → fact", _prediction_rows(summary.get("prediction"))
+
+
+def _prediction_rows(prediction: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Stages that ran since they were predicted."""
+    stages = prediction["stages"] if prediction else {}
+    found = {label: stage["seconds"] for label, stage in stages.items()}
+    return [
+        (label, f"{row['predicted']['mid']:.1f} → {row['fact']:.1f}")
+        for label, row in found.items()
+        if row["fact"] is not None
+    ]
 
 
 def _concept_rows(concepts: Mapping[str, Any]) -> list[tuple[str, str]]:
