@@ -34,6 +34,7 @@ BUDGET = 60.0  # seconds
 IN_TIME = 0.85  # of it is dealt out: a stage may be late by a shard
 DRAWING = 2.0
 GROWING = (1, 1, 4, 4, 16, 16, 64)  # images of the sample's shards, times those of one batch a thread
+BUSY = 0.5  # load of a CPU from which on other work counts
 BATCH = 16  # images of a batch at most without a GPU, where a larger one is no faster
 
 
@@ -90,6 +91,7 @@ def calibrate(
         ConfigError: if nothing is known about the corpus' size.
     """
     created, began = datetime.now(UTC).isoformat(timespec="milliseconds"), time.perf_counter()
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="cocu-calibrate-") as scratch:
         work = _begin(settings, nodes, request, runtime, Path(scratch), began)
         wanted = {node.label: node for node in nodes} or {node.label: node for node in work.plan.until(until)}
@@ -106,9 +108,19 @@ def calibrate(
         created=created,
         machine=_machine(runtime),
         spent=round(time.perf_counter() - began, 2),
-        basis=tuple(work.basis),
+        basis=(*work.basis, *_busy(load)),
         stages=tuple(stages),
     )
+
+
+def _busy(load: float) -> list[str]:
+    """A word about other work, when there is much of it."""
+    cpus = os.cpu_count() or 1
+    if load < BUSY * cpus:
+        return []
+    return [
+        f"other work kept this machine busy (load {load:.1f} on {cpus} CPUs): expect less when it is idle"
+    ]
 
 
 def _machine(runtime: Runtime) -> str:

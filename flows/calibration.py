@@ -16,7 +16,15 @@ from flows.sample import Drawn
 from storage.artifact import Artifact
 from storage.errors import ConfigError
 
-WEIGHTS = {"pretrain": 2.0, "embed": 4.0, "expand": 4.0, "groups": 5.0, "regions": 5.0, "train": 2.0}
+WEIGHTS = {
+    "corpus": 4.0,
+    "pretrain": 2.0,
+    "embed": 6.0,
+    "expand": 4.0,
+    "groups": 5.0,
+    "regions": 5.0,
+    "train": 2.0,
+}
 STEPS = 12  # of a training
 TEXTS = 64  # whose vectors are timed
 SEARCH = 20.0  # seconds at most
@@ -42,13 +50,12 @@ class Calibration:
     deadline: float  # time.perf_counter
     done: dict[str, Measured] = field(default_factory=dict)  # by label
     search: Search | None = None
-    product: float = 0.0  # seconds
-    notes: list[str] = field(default_factory=list)
+    carried: float = 0.0  # bytes that larger batches leave to the process, beyond what they left to this one
 
     @property
     def basis(self) -> list[str]:
         """What everything rests on."""
-        return [*self.sample.basis, *(self.fitted.basis if self.fitted else []), *self.notes]
+        return [*self.sample.basis, *(self.fitted.basis if self.fitted else [])]
 
     def predict(self, label: str) -> Predicted:
         """Runs a stage on the sample and tells what it takes on the corpus."""
@@ -60,7 +67,11 @@ class Calibration:
             return predict.not_calibrated(f"there was no time for {', '.join(dict.fromkeys(missing))}")
         if time.perf_counter() > self.deadline:
             return predict.not_calibrated("the time was over")
-        return self._of(node)
+        carried, found = self.carried, self._of(node)
+        if label in self.done:
+            done = self.done[label]
+            self.carried = max(carried, (done.left - done.loaded) * (done.shrunk - 1))
+        return replace(found, memory=found.memory + carried) if found.memory else found
 
     def _left(self, node: Node) -> float:
         """Seconds that a stage may take of those that are left."""
@@ -78,14 +89,11 @@ class Calibration:
         return self.done[node.label]
 
     def _shrunk(self, node: Node) -> float:
-        wanted = {
-            "embed": self.settings.embed,
-            "groups": self.settings.groups,
-            "regions": self.settings.regions,
-        }
-        if node.stage.name not in wanted:
-            return 1.0
-        return float(wanted[node.stage.name].batch_size / node.config.batch_size)
+        """How much larger the batches of the run are than those here."""
+        c = self.settings
+        sizes = {"embed": c.embed.batch_size, "groups": c.groups.batch_size, "regions": c.regions.batch_size}
+        name = node.stage.name
+        return float(sizes[name] / node.config.batch_size) if name in sizes else 1.0
 
     def _of(self, node: Node) -> Predicted:
         name = node.stage.name
@@ -166,7 +174,7 @@ class Calibration:
         counted = found.artifact.read("concepts", columns=["frequency"])["frequency"].to_pylist()
         config = self.settings.vocabulary
         most = float(len(gallery_names(config))) if config.source == "gallery" else float("inf")
-        named = Captions(counted, self.sample.drawn, most)
+        named = Captions(counted, self._seen("corpus"), most)
         return predict.vocabulary(found, self.scale, named, self._seconds_of_a_text(node))
 
     def _seconds_of_a_text(self, node: Node) -> float:

@@ -88,6 +88,7 @@ class Measured:
     bytes: int = 0  # written
     loaded: int = 0  # resident when the shards or steps began
     peak: int = 0  # resident at most
+    left: int = 0  # resident when it was done
     artifact: Artifact | None = None  # none if it was broken off
     shrunk: float = 1.0  # images of a batch in the config over those of a batch here
 
@@ -151,6 +152,7 @@ class Bench:
             bytes=manifest.bytes,
             loaded=engine.loaded or steps.loaded,
             peak=manifest.peak_bytes,
+            left=resident_bytes(),
             artifact=artifact,
         )
 

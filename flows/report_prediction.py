@@ -1,7 +1,7 @@
 """Prediction beside fact, put into the copy of the report that belongs to a run.
 
-The report itself is an artifact: it says what its inputs say and is the same on every machine. How long things
-were thought to take is not of that kind.
+The report itself is an artifact: it says what its inputs say and is the same on every machine. How long
+things were thought to take is not of that kind.
 """
 
 from collections.abc import Sequence

@@ -13,9 +13,9 @@ from flows.config import Config, load_config
 from flows.engine import ray_engine
 from flows.pipeline import declare
 from flows.plan import Plan
+from flows.prediction import beside_fact, load
 from flows.prefect_server import quiet_prefect
 from flows.progress import rich_progress, spinner
-from flows.prediction import beside_fact, load
 from flows.report import PAGE
 from flows.report_prediction import with_prediction
 from flows.summary import prediction_beside_fact, summarise
