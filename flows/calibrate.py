@@ -35,6 +35,7 @@ IN_TIME = 0.85  # of it is dealt out: a stage may be late by a shard
 DRAWING = 2.0
 GROWING = (1, 1, 4, 4, 16, 16, 64)  # images of the sample's shards, times those of one batch a thread
 BUSY = 0.5  # load of a CPU from which on other work counts
+PAIRS = 64  # of a step of pre-training
 BATCH = 16  # images of a batch at most without a GPU, where a larger one is no faster
 
 
@@ -155,7 +156,7 @@ def _begin(
     sample = draw_or_render(settings.corpus, sizes, folder / "sample", seconds, request.images)
     fitted = None
     if settings.pretrain:
-        pairs = settings.pretrain.fit.batch_size
+        pairs = min(settings.pretrain.fit.batch_size, PAIRS)
         fitted = draw(settings.pretrain.corpus, [pairs, pairs, pairs], folder / "pairs", seconds)
     plan = Plan(Store(str(folder / "store")))
     declare(plan, _on_sample(settings, sample, fitted, batch if runtime_on_cpu(runtime) else None))
@@ -197,8 +198,8 @@ def _on_sample(settings: Config, sample: Drawn, fitted: Drawn | None, batch: int
     }
     pretrain = settings.pretrain
     if pretrain and fitted:
-        pairs = min(pretrain.fit.batch_size, max(1, fitted.drawn // 3))
-        fit = replace(pretrain.fit, epochs=max(1, STEPS * pairs // (3 * fitted.drawn)), batch_size=pairs)
+        pairs = min(pretrain.fit.batch_size, PAIRS, max(1, fitted.drawn // 3))
+        fit = replace(pretrain.fit, epochs=max(1, STEPS * pairs // (2 * fitted.drawn)), batch_size=pairs)
         pretrain = replace(pretrain, corpus=fitted.config, fit=fit)
     changed: dict[str, Any] = {**smaller, "pretrain": pretrain, "corpus": sample.config}
     index = replace(settings.index, kind="exact")

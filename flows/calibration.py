@@ -61,7 +61,7 @@ class Calibration:
         """Runs a stage on the sample and tells what it takes on the corpus."""
         node = next((node for node in self.plan.nodes if node.label == label), None)
         if node is None or node.stage.name not in MEASURED:
-            return predict.not_calibrated("what it takes depends on the benchmark, not on the corpus")
+            return predict.not_calibrated("only curation and training are")
         missing = [a.stage for a in node.upstream if not a.committed]  # a stage that came too late
         if missing:
             return predict.not_calibrated(f"there was no time for {', '.join(dict.fromkeys(missing))}")

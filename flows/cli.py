@@ -131,8 +131,10 @@ def plan(
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Tell time, memory, disk and cost of each stage.")
     ] = False,
-    images: Annotated[int | None, typer.Option(help="Of the corpus to tell them for; else its own.")] = None,
-    price: Annotated[float, typer.Option(help="Of an hour of this machine.")] = 0.0,
+    images: Annotated[
+        int | None, typer.Option(help="Calibrate for so many; else for the corpus' own.")
+    ] = None,
+    price: Annotated[float, typer.Option(help="Of an hour of this machine, to tell the cost.")] = 0.0,
     budget: Annotated[float, typer.Option(help="Seconds that a calibration may take.")] = 60.0,
     device: Device = "auto",
 ) -> None:
@@ -145,7 +147,7 @@ def plan(
 
     Example: `cocu plan my.toml --calibrate --images 12000000 --price 2.50`
     """
-    if calibrate:
+    if calibrate or price or images is not None:
         from flows.calibrate_command import tell_costs
 
         return tell_costs(config, store, set_ or (), until, (images, price, budget), device, json_)

@@ -11,6 +11,7 @@ import pytest
 from curation.corpus import CorpusConfig
 from curation.sources import Scenes, Source, scene_tar
 from flows.calibrate import Request, calibrate_run
+from flows.calibrate_command import print_prediction
 from flows.calibrate_search import spread
 from flows.measure import Budgeted, OutOfTime, Steps
 from flows.prediction import beside_fact, load, save
@@ -99,6 +100,26 @@ def test_calibration_past_its_time_says_what_it_left_out(tmp_path):
     assert time.perf_counter() - began < 60
     assert not found.calibrated
     assert {stage.basis for stage in found.stages} >= {"the time was over"}
+
+
+def test_prediction_on_the_terminal_names_each_stage_with_its_basis(predicted, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    _, _, found = predicted
+    print_prediction(found)
+    shown = capsys.readouterr().out
+    for stage in found.calibrated:
+        assert stage.label in shown
+        assert stage.formula in shown
+        assert f"{stage.cost.mid:,.2f}" in shown
+    assert "24 images" in shown
+    assert all(line in shown for line in found.basis)
+
+
+def test_stages_without_a_number_are_told_by_their_reason(predicted, capsys):
+    _, _, found = predicted
+    late = replace(found.stages[0], seconds=None, basis="the time was over")
+    print_prediction(replace(found, stages=(late, *found.stages[1:])))
+    assert f"not calibrated: {late.label} (the time was over)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
