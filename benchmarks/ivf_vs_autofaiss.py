@@ -44,7 +44,7 @@ def measure(rows: int = 200_000, queries: int = 10_000) -> dict[str, Any]:
     if importlib.util.find_spec("autofaiss") is None:
         return not_run("autofaiss is not installed; benchmarks/ivf_vs_autofaiss.py says how it can be")
     images_MD = corpora.corpus(rows).images_MD
-    sample = draw_sample(images_MD, np.arange(rows - 1000, rows), COUNT, "torch", "cpu")
+    sample = draw_sample(images_MD, np.arange(rows - 1000, rows), COUNT, "cpu")
     ours, (peer, index_told) = our_side(images_MD, sample), peer_side(images_MD, sample)
     asked = images_MD[:queries]
     times = [[seconds(partial(side.search, asked, COUNT)) for side in (ours, peer)] for _ in range(ROUNDS)]
