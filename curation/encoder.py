@@ -66,7 +66,7 @@ class Encoder:
     @cached_property
     def dimension(self) -> int:
         """Length of a vector."""
-        return int(self._encode_tokens(self.tokenizer(["a"])).shape[1])
+        return int(self.encode_texts(["a"], ("{}",)).shape[1])
 
     def encode_images(self, image_NCHW: Tensor) -> NDArray[np.float32]:
         """Unit vectors [N, D] of images as the transform gives them."""
