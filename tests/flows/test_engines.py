@@ -52,7 +52,7 @@ def second(cluster: Any) -> Iterator[Any]:
     """A second node: another raylet with ports and an object store of its own."""
     node = cluster.add_node(num_cpus=1)
     yield node
-    cluster.remove_node(node, allow_graceful=False)
+    cluster.remove_node(node)
 
 
 def raylet(node: Any) -> int:
