@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from curation.images import Fault
 
 _KEYS = ("caption", "captions")  # where a json member may hold them
+LONGEST = 4  # words in the form of a concept
 _MAX_JSON_BYTES = 2**20  # longer metadata are not parsed
 _BREAKS = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff\ufeff]+")  # \ud800…: half characters
 _WORD = r"[^\W_]+(?:(?:-|'(?!s\b))[^\W_]+)*|'s\b"
@@ -62,7 +63,7 @@ def tokens(caption: str) -> list[str]:
     return _TOKENS.findall(_normal(caption))
 
 
-def gallery_mentions(words: Sequence[str], gallery: Mapping[str, int], longest: int = 4) -> list[int]:
+def gallery_mentions(words: Sequence[str], gallery: Mapping[str, int], longest: int = LONGEST) -> list[int]:
     """E_j: the concepts of which a surface form is an n-gram of the words, n up to ``longest``.
 
     Membership is exact ("cattle" does not name "cat"), and longer forms do not hide shorter ones

@@ -1,13 +1,17 @@
 """Nouns: the plurals that name a concept too, and finding nouns where no gallery is given."""
 
 from collections.abc import Iterator, Sequence
-from functools import cache, lru_cache
+from dataclasses import dataclass
+from functools import cache, lru_cache, partial
 from itertools import groupby
 from typing import Any
 
-from curation.captions import tokens
+from curation.captions import LONGEST, tokens
+from storage.artifact import Artifact
+from storage.errors import ConfigError
+from storage.schemas import table_of
+from storage.stage import Job, Output, ShardFunction, Stage
 
-_LONGEST = 4  # words in a compound
 _BATCH = 512  # captions tagged at a time
 _PLURALS = {
     "person": ("people", "persons"),
@@ -18,6 +22,19 @@ _PLURALS = {
 _SINGULARS = {"people": "person", "persons": "person", "oxen": "ox", "leaves": "leaf"}
 _GARMENTS = {"pants", "shorts", "jeans", "trousers", "glasses", "sunglasses", "tights", "leggings"}
 _ONLY_PLURAL = frozenset({*_GARMENTS, "stairs", "graffiti"})  # the singular is unheard or another thing
+
+
+@dataclass(frozen=True)
+class NounsConfig:
+    """What counts as a noun."""
+
+    longest: int = LONGEST  # words in a compound
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.longest <= LONGEST:
+            raise ConfigError(
+                f"nouns.longest is {self.longest}; compounds of 1 to {LONGEST} words are found in captions"
+            )
 
 
 def plural(noun: str) -> str:
@@ -39,8 +56,26 @@ def surfaces(name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(forms))
 
 
-def noun_candidates(captions: Sequence[str]) -> list[list[str]]:
-    """The nouns of each caption, and the compounds they stand in, up to four words, in the singular.
+def find_nouns(job: Job[NounsConfig]) -> None:
+    """Stage ``nouns``: the nouns and noun compounds of each caption, shard by shard."""
+    corpus = job.artifact("corpus")
+    job.map_shards(partial(_make_shard_function, job.config, corpus), corpus.shards)
+
+
+def _make_shard_function(config: NounsConfig, corpus: Artifact) -> ShardFunction:
+    return lambda shard: _nouns_shard(config, corpus, shard)
+
+
+def _nouns_shard(config: NounsConfig, corpus: Artifact, shard: str) -> Output:
+    samples = corpus.read("samples", shard, ["sample_id", "caption"])
+    found = noun_candidates(samples["caption"].to_pylist(), config.longest)
+    table = table_of("nouns", {"sample_id": samples["sample_id"], "nouns": found})
+    facts = {"nouns": float(sum(map(len, found))), "captions_without": float(found.count([]))}
+    return Output(tables={"nouns": table}, seen=len(found), kept=len(found), facts=facts)
+
+
+def noun_candidates(captions: Sequence[str], longest: int = LONGEST) -> list[list[str]]:
+    """The nouns of each caption, and the compounds of up to ``longest`` words, in the singular.
 
     "two soccer players" gives "soccer", "soccer player", "player". The tagger sees lower-case
     words, as ``curation.captions.tokens`` cuts them, so that titles in capitals have nouns as well
@@ -51,18 +86,18 @@ def noun_candidates(captions: Sequence[str]) -> list[list[str]]:
     """
     tagger = _tagger()
     documents = (_document(tagger, caption) for caption in captions)
-    return [_candidates(tagged) for tagged in tagger.pipe(documents, batch_size=_BATCH)]
+    return [_candidates(tagged, longest) for tagged in tagger.pipe(documents, batch_size=_BATCH)]
 
 
-def _candidates(tagged: Any) -> list[str]:
+def _candidates(tagged: Any, longest: int) -> list[str]:
     runs = groupby(tagged, key=lambda token: token.tag_.startswith("NN"))
-    found = (_compounds([token.text for token in run]) for is_noun, run in runs if is_noun)
+    found = (_compounds([token.text for token in run], longest) for is_noun, run in runs if is_noun)
     return list(dict.fromkeys(name for names in found for name in names))
 
 
-def _compounds(nouns: Sequence[str]) -> Iterator[str]:
+def _compounds(nouns: Sequence[str], longest: int) -> Iterator[str]:
     for start in range(len(nouns)):
-        for end in range(start + 1, min(start + _LONGEST, len(nouns)) + 1):
+        for end in range(start + 1, min(start + longest, len(nouns)) + 1):
             *before, last = nouns[start:end]
             yield " ".join([*before, _singular(last)])
 
@@ -136,3 +171,6 @@ def _regular_singular(word: str) -> str:
     if word.endswith(("sses", "xes", "zes", "ches", "shes")):
         return word[:-2]
     return word[:-3] + "y" if word.endswith("ries") else word[:-1]
+
+
+NOUNS = Stage("nouns", 1, find_nouns, by_shard=("corpus",))

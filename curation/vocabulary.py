@@ -5,7 +5,7 @@ plural): exact membership, never a substring. ``E_j`` in the formulas is the set
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.resources import files
@@ -14,11 +14,23 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from curation.candidates import (
+    IN_VOCABULARY,
+    Candidates,
+    candidates_table,
+    judge_by_frequency,
+    judge_by_visualness,
+    look,
+    of_gallery,
+    of_nouns,
+)
 from curation.captions import gallery_mentions, words
-from curation.encoder import Encoder, load_encoder
-from curation.nouns import noun_candidates, surfaces
+from curation.encoder import load_encoder
+from curation.nouns import surfaces
 from curation.scenes import CONCEPTS
+from curation.visualness import VisualnessConfig
 from storage.artifact import Artifact
 from storage.digest import combined
 from storage.errors import ConfigError, InputError
@@ -37,8 +49,27 @@ class VocabularyConfig:
     source: Literal["gallery", "captions"] = "gallery"  # a given list, or the nouns of the captions
     gallery: str = field(default=BUILT_IN, metadata={"identity": False})  # built-in name or a file
     names: tuple[str, ...] = ()  # a gallery given in the config itself; goes before ``gallery``
-    min_frequency: int = 1  # captions that must name a concept for it to be kept
+    min_frequency: int = 1  # images whose captions must name a concept for it to be kept
+    max_share: float = 1.0  # of the images; a concept that more of them name is left out
+    visualness: VisualnessConfig | None = None  # also by how well the encoder sees a concept; off without
+    always: tuple[str, ...] = ()  # names that are kept whatever their frequency and visualness
+    # the class names of the run's benchmarks join ``always``, and are identified by it
+    classes: bool = field(default=False, metadata={"identity": False})
     templates: tuple[str, ...] = ("a photo of a {}.",)  # prompts of the text vectors
+
+    def __post_init__(self) -> None:
+        if self.min_frequency < 0 or not 0 < self.max_share <= 1:
+            raise ConfigError(
+                f"vocabulary: min_frequency={self.min_frequency} is 0 or more, "
+                f"max_share={self.max_share} lies above 0 and is at most 1"
+            )
+        if self.source == "captions" and (self.names or self.gallery != BUILT_IN):
+            raise ConfigError(
+                "vocabulary.source 'captions' takes the nouns of the corpus and no gallery; "
+                "give names that must be among them as vocabulary.always, or source = 'gallery'"
+            )
+        if not all(words(name) for name in self.always):
+            raise ConfigError(f"vocabulary.always holds a name without a word: {list(self.always)}")
 
 
 @dataclass(frozen=True)
@@ -55,11 +86,15 @@ def gallery_names(config: VocabularyConfig) -> list[str]:
         ConfigError: if the gallery file cannot be read or is empty.
     """
     lines = config.names or _gallery_lines(config.gallery)
-    names = dict.fromkeys(" ".join(words(line.split("\t")[0])) for line in lines)
+    names = dict.fromkeys(_plain(line.split("\t")[0]) for line in lines)
     names.pop("", None)
     if not names:
         raise ConfigError(f"the gallery '{config.gallery}' names no concept; give one name per line")
     return list(names)
+
+
+def _plain(name: str) -> str:
+    return " ".join(words(name))
 
 
 def _gallery_lines(gallery: str) -> Sequence[str]:
@@ -93,84 +128,77 @@ def surface_index(names: Iterable[str]) -> dict[str, int]:
 
 
 def build_vocabulary(job: Job[VocabularyConfig]) -> None:
-    """Stage ``vocabulary``: concept names with caption frequencies and text vectors."""
-    corpus = job.artifact("corpus")
-    counted = _count_gallery(job, corpus) if job.config.source == "gallery" else _count_nouns(job, corpus)
-    kept = [(name, count) for name, count in counted if count >= job.config.min_frequency]
-    if not kept:
-        raise InputError(
-            "no caption of the corpus names a concept of the vocabulary; check gallery and captions"
-        )
+    """Stage ``vocabulary``: concepts with frequencies and text vectors, and why others are left out."""
+    config, always = job.config, list(dict.fromkeys(map(_plain, job.config.always)))
+    candidates = _candidates(job, always)
+    reason_C = judge_by_frequency(candidates, always, config.min_frequency, config.max_share)
+    asked = _some(np.flatnonzero(np.isin(reason_C, IN_VOCABULARY)), reason_C)
     encoder = load_encoder(job.artifact("encoder").local_folder(), job.runtime.device)
-    job.write(
-        Output(tables={"concepts": _concepts_table(job.config, encoder, kept)}, facts={"concepts": len(kept)})
+    vectors_AD = encoder.encode_texts([candidates.names[c] for c in asked], config.templates)
+    seen = look(job, config.visualness, candidates, asked, vectors_AD) if config.visualness else None
+    if config.visualness and seen:
+        reason_C[asked] = judge_by_visualness(reason_C[asked], seen, config.visualness.minimum)
+    stays_A = np.isin(reason_C[asked], IN_VOCABULARY)
+    kept = _some(asked[stays_A], reason_C)
+    concepts = _concepts_table(config, candidates, kept, vectors_AD[stays_A])
+    tables = {"concepts": concepts, "candidates": candidates_table(candidates, reason_C, asked, seen)}
+    facts = {f"candidates_{reason}": float(count) for reason, count in Counter(reason_C).items()}
+    job.write(Output(tables=tables, facts={"concepts": float(len(kept)), **facts}))
+
+
+def _candidates(job: Job[VocabularyConfig], always: Sequence[str]) -> Candidates:
+    if job.config.source == "captions":
+        return of_nouns(job, always)
+    names = list(dict.fromkeys([*gallery_names(job.config), *always]))
+    return of_gallery(job, names, surface_index(names))
+
+
+def _some(left: NDArray[np.int64], reason_C: NDArray[np.object_]) -> NDArray[np.int64]:
+    if len(left):
+        return left
+    found = ", ".join(f"{count} {reason}" for reason, count in sorted(Counter(reason_C).items()))
+    raise InputError(
+        "no caption of the corpus names a concept of the vocabulary that pruning leaves "
+        f"({found or 'no candidates'}); check gallery and captions, and what the config prunes"
     )
 
 
-def _count_gallery(job: Job[VocabularyConfig], corpus: Artifact) -> list[tuple[str, int]]:
-    names = gallery_names(job.config)
-    index, counts = surface_index(names), Counter[int]()
-    for captions in _captions(job, corpus):
-        for caption in captions:
-            counts.update(gallery_mentions(words(caption), index))
-    return [(name, counts[number]) for number, name in enumerate(names)]
-
-
-def _count_nouns(job: Job[VocabularyConfig], corpus: Artifact) -> list[tuple[str, int]]:
-    counts: Counter[str] = Counter()
-    for captions in _captions(job, corpus):
-        for nouns in noun_candidates(captions):
-            counts.update(set(nouns))
-    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-
-
-def _captions(job: Job[VocabularyConfig], corpus: Artifact) -> Iterator[list[str]]:
-    with job.runtime.progress(job.stage, len(corpus.shards)) as bar:
-        for shard in corpus.shards:
-            yield corpus.read("samples", shard, ["caption"])["caption"].to_pylist()
-            bar.advance()
-
-
-def _concepts_table(config: VocabularyConfig, encoder: Encoder, kept: list[tuple[str, int]]) -> pa.Table:
-    names = [name for name, _ in kept]
-    vectors_CD = encoder.encode_texts(names, config.templates)
+def _concepts_table(
+    config: VocabularyConfig, candidates: Candidates, kept: NDArray[np.int64], vectors_KD: NDArray[np.float32]
+) -> pa.Table:
     columns = {
         "concept_id": np.arange(len(kept), dtype=np.int32),
-        "name": names,
+        "name": [candidates.names[c] for c in kept],
         "source": [config.source] * len(kept),
-        "frequency": [count for _, count in kept],
-        "vector": vector_column(vectors_CD, pa.float32()),
+        "frequency": candidates.frequency_C[kept],
+        "vector": vector_column(vectors_KD, pa.float32()),
     }
     return table_of("concepts", columns)
 
 
 def find_mentions(job: Job[MentionsConfig]) -> None:
     """Stage ``mentions``: the concepts each caption names, shard by shard."""
-    corpus = job.artifact("corpus")
+    corpus, nouns = job.artifact("corpus"), job.optional("nouns")
     names = job.artifact("vocabulary").read("concepts", columns=["name"])["name"].to_pylist()
-    job.map_shards(partial(_make_shard_function, job.config, corpus, names), corpus.shards)
+    job.map_shards(partial(_make_shard_function, corpus, nouns, names), corpus.shards)
 
 
-def _make_shard_function(config: MentionsConfig, corpus: Artifact, names: list[str]) -> ShardFunction:
+def _make_shard_function(corpus: Artifact, nouns: Artifact | None, names: list[str]) -> ShardFunction:
     index = surface_index(names)
-    return lambda shard: _mentions_shard(config, corpus, index, shard)
+    return lambda shard: _mentions_shard(corpus, nouns, index, shard)
 
 
-def _mentions_shard(config: MentionsConfig, corpus: Artifact, index: dict[str, int], shard: str) -> Output:
-    samples = corpus.read("samples", shard, ["sample_id", "caption"])
-    captions = samples["caption"].to_pylist()
-    concepts = mention_ids(captions, index, config.extractor)
-    table = table_of("mentions", {"sample_id": samples["sample_id"], "concept_ids": concepts})
+def _mentions_shard(corpus: Artifact, nouns: Artifact | None, index: dict[str, int], shard: str) -> Output:
+    if nouns:
+        rows = nouns.read("nouns", shard)
+        concepts = [sorted({index[n] for n in found if n in index}) for found in rows["nouns"].to_pylist()]
+    else:
+        rows = corpus.read("samples", shard, ["sample_id", "caption"])
+        concepts = [gallery_mentions(words(caption), index) for caption in rows["caption"].to_pylist()]
+    table = table_of("mentions", {"sample_id": rows["sample_id"], "concept_ids": concepts})
     facts = {"mentions": float(sum(map(len, concepts))), "captions_naming_none": float(concepts.count([]))}
-    return Output(tables={"mentions": table}, seen=len(captions), kept=len(captions), facts=facts)
+    return Output(tables={"mentions": table}, seen=len(rows), kept=len(rows), facts=facts)
 
 
-def mention_ids(captions: Sequence[str], index: dict[str, int], extractor: str) -> list[list[int]]:
-    """Concept ids that each caption names, ascending, each once."""
-    if extractor == "ngrams":
-        return [gallery_mentions(words(caption), index) for caption in captions]
-    return [sorted({index[noun] for noun in nouns if noun in index}) for nouns in noun_candidates(captions)]
-
-
-VOCABULARY = Stage("vocabulary", 2, build_vocabulary, vocabulary_identity)
+VOCABULARY = Stage("vocabulary", 3, build_vocabulary, vocabulary_identity)
 MENTIONS = Stage("mentions", 1, find_mentions, by_shard=("corpus",))

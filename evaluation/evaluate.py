@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from evaluation import classes
-from evaluation.benchmarks import Benchmark, cityscapes, coco_object, shards, voc
+from evaluation.benchmarks import Benchmark, cityscapes, coco_object, prompt_names, shards, voc
 from evaluation.labelled import LabelledImage
 from evaluation.measure import Measurement
 from evaluation.metrics import Counts, class_rows, summary
@@ -65,6 +65,18 @@ class EvaluateConfig:
             return EvaluateConfig(model, "groupvit", benchmark)
         special: dict[str, Subject] = {"grouping_untrained": "untrained", "grouping_oracle": "oracle"}
         return EvaluateConfig(model, special.get(model, "grouping"), benchmark, grouping, size)
+
+
+def class_names(config: BenchmarkConfig) -> tuple[str, ...]:
+    """Names of a benchmark's classes, and their synonyms where it uses them; its files are not read."""
+    own, more = {
+        "voc": (classes.VOC, classes.VOC_SYNONYMS),
+        "coco_object": (classes.COCO_OBJECT, classes.COCO_SYNONYMS),
+        "cityscapes": (classes.CITYSCAPES, {}),
+        "shards": (config.class_names, {}),
+    }[config.kind]
+    named = prompt_names(own, more if config.synonyms else None)
+    return tuple(dict.fromkeys(name for names in named for name in names))
 
 
 def protocol_of(config: BenchmarkConfig) -> Protocol:

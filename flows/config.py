@@ -20,6 +20,7 @@ from curation.embed import EmbedConfig
 from curation.encoder import EncoderConfig
 from curation.export import ExportConfig
 from curation.index import ExpandConfig, IndexConfig
+from curation.nouns import NounsConfig
 from curation.pretrain import PretrainConfig
 from curation.select import SelectConfig
 from curation.vocabulary import MentionsConfig, VocabularyConfig
@@ -75,6 +76,7 @@ class Config:
     pretrain: PretrainRun | None = None
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     select: SelectConfig | None = None
+    nouns: NounsConfig = field(default_factory=NounsConfig)
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
     mentions: MentionsConfig = field(default_factory=MentionsConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
@@ -93,6 +95,11 @@ class Config:
             raise ConfigError(
                 'give either [encoder] with a model, such as model = "ViT-B-16" and a pretrained tag, '
                 "or [pretrain] to make one; not both"
+            )
+        if self.vocabulary.classes and not self.evaluate.benchmarks:
+            raise ConfigError(
+                "vocabulary.classes adds the class names of [[evaluate.benchmarks]], and there are none; "
+                "give names as vocabulary.always"
             )
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.name):
             raise ConfigError(f"name '{self.name}' may hold letters, digits, '_', '-' and '.' only")

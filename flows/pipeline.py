@@ -16,10 +16,11 @@ from curation.embed import EMBED
 from curation.encoder import ENCODER
 from curation.export import EXPORT
 from curation.index import EXPAND, INDEX
+from curation.nouns import NOUNS
 from curation.pretrain import PRETRAIN
 from curation.select import SELECT, SelectConfig
-from curation.vocabulary import MENTIONS, VOCABULARY
-from evaluation.evaluate import EVALUATE, EvaluateConfig
+from curation.vocabulary import MENTIONS, VOCABULARY, VocabularyConfig
+from evaluation.evaluate import EVALUATE, EvaluateConfig, class_names
 from evaluation.preview import PREVIEW, PreviewConfig
 from evaluation.recall import RECALL
 from flows.config import BenchmarkRun, Config
@@ -43,8 +44,7 @@ def declare(do: Plan, c: Config) -> None:
         corpus = embeddings = selected(do, c, c.select, corpus, embeddings, encoder)
     index = do(INDEX, c.index, embeddings=embeddings)
     neighbours = do(EXPAND, c.expand, embeddings=embeddings, index=index)
-    vocabulary = do(VOCABULARY, c.vocabulary, corpus=corpus, encoder=encoder)
-    mentions = do(MENTIONS, c.mentions, corpus=corpus, vocabulary=vocabulary)
+    vocabulary, mentions = concepts(do, c, corpus, embeddings, encoder)
 
     # Text-to-vision-guided ranking, and the clusters that guide sampling
     named = {"mentions": mentions, "vocabulary": vocabulary}
@@ -91,6 +91,29 @@ def selected(
     kept = do(SELECT, config, **given, duplicates=copies, encoder=texts)
     do.locations[kept.fingerprint] = tar_locations(c.corpus, corpus.url)
     return kept
+
+
+def concepts(
+    do: Plan, c: Config, corpus: Artifact, embeddings: Artifact, encoder: Artifact
+) -> tuple[Artifact, Artifact]:
+    """The vocabulary, and which of it each caption names."""
+    from_captions, by_noun = c.vocabulary.source == "captions", c.mentions.extractor == "nouns"
+    nouns = do(NOUNS, c.nouns, corpus=corpus) if from_captions or by_noun else None
+    beside = {
+        "nouns": nouns if from_captions else None,
+        "embeddings": embeddings if c.vocabulary.visualness else None,
+    }
+    vocabulary = do(VOCABULARY, with_classes(c), corpus=corpus, encoder=encoder, **beside)
+    mentioned = nouns if by_noun else None
+    return vocabulary, do(MENTIONS, c.mentions, corpus=corpus, vocabulary=vocabulary, nouns=mentioned)
+
+
+def with_classes(c: Config) -> VocabularyConfig:
+    """The vocabulary's config, with the class names of the run's benchmarks where it asks for them."""
+    if not c.vocabulary.classes:
+        return c.vocabulary
+    names = [name for run in c.evaluate.benchmarks for name in class_names(run.benchmark)]
+    return replace(c.vocabulary, always=(*c.vocabulary.always, *names))
 
 
 def groupvits(do: Plan, c: Config, encoder: Artifact, curated: Artifacts) -> Artifacts:

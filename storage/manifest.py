@@ -19,6 +19,9 @@ PROVENANCE_PACKAGES = (
 )  # fmt: skip
 
 
+BESIDE = (None, "quarantine", "ids", "candidates")  # what an artifact holds beside its rows
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
     """One file of an artifact."""
@@ -85,7 +88,7 @@ class Manifest:
     @property
     def rows(self) -> int:
         """Rows of the tables, or samples in the files when there is no table."""
-        tables = [part.rows for part in self.parts if part.table not in (None, "quarantine", "ids")]
+        tables = [part.rows for part in self.parts if part.table not in BESIDE]
         return sum(tables) if tables else sum(part.rows for part in self.parts if part.table is None)
 
     @property

@@ -62,11 +62,23 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("of", pa.string()),  # the earlier sample that it repeats
         ]
     ),
+    "nouns": pa.schema([("sample_id", pa.string()), ("nouns", pa.list_(pa.string()))]),  # in the singular
+    "candidates": pa.schema(  # for the vocabulary, those it leaves out among them
+        [
+            ("name", pa.string()),
+            ("surfaces", pa.list_(pa.string())),  # forms that captions name it by
+            ("frequency", pa.int64()),
+            ("visualness", pa.float64()),  # AUC; null where it was not measured
+            ("visualness_low", pa.float64()),  # its confidence interval
+            ("visualness_high", pa.float64()),
+            ("reason", pa.string()),  # kept, added, too_rare, too_common or not_visual
+        ]
+    ),
     "concepts": pa.schema(
         [
             ("concept_id", pa.int32()),
             ("name", pa.string()),
-            ("source", pa.string()),  # gallery or nouns
+            ("source", pa.string()),  # gallery or captions
             ("frequency", pa.int64()),  # captions of the corpus that name it
             ("vector", vector(pa.float32())),  # unit length
         ]

@@ -15,6 +15,7 @@ from curation.expand import nearest
 from curation.grow import merged
 from curation.index import ExpandConfig
 from curation.sources import Source
+from curation.visualness import VisualnessConfig
 from curation.vocabulary import VocabularyConfig
 from flows.decisions import decide
 from storage.runtime import Runtime, local_engine
@@ -58,10 +59,10 @@ def bytes_of(store: Path) -> dict[str, bytes]:
     return found
 
 
-def shards_made(curate: Any, tars: Path, store: Path, encoder: Path) -> dict[str, list[str]]:
+def shards_made(curate: Any, tars: Path, store: Path, encoder: Path, **stages: Any) -> dict[str, list[str]]:
     """Runs the pipeline; which shards each stage really worked on."""
     made: dict[str, list[str]] = {}
-    plan = curate(store, corpus_of(tars), encoder, until="encoder").plan
+    plan = curate(store, corpus_of(tars), encoder, until="encoder", **stages).plan
     for node in plan.until(UNTIL):
         engine = Watched()
         runtime = Runtime(engine, device="cpu", locations=plan.locations)
@@ -85,6 +86,19 @@ def test_new_shards_are_all_that_is_made_and_the_result_is_a_full_rebuild(
     assert after["corpus"] == after["embed"] == ["00001", "00003"]
     assert after["expand"] == ["00000", "00001", "00002", "00003"]
     shards_made(curate, tars, tmp_path / "rebuilt", tiny_encoder)
+    grown, rebuilt = bytes_of(tmp_path / "grown"), bytes_of(tmp_path / "rebuilt")
+    assert {name: grown[name] for name in rebuilt} == rebuilt
+
+
+def test_a_vocabulary_of_nouns_tags_new_shards_only(
+    curate: Any, tars: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    built = {"vocabulary": VocabularyConfig("captions", visualness=VisualnessConfig())}
+    (tars / "00001.tar").rename(tmp_path / "00001.tar")
+    shards_made(curate, tars, tmp_path / "grown", tiny_encoder, **built)
+    (tmp_path / "00001.tar").rename(tars / "00001.tar")
+    assert shards_made(curate, tars, tmp_path / "grown", tiny_encoder, **built)["nouns"] == ["00001"]
+    shards_made(curate, tars, tmp_path / "rebuilt", tiny_encoder, **built)
     grown, rebuilt = bytes_of(tmp_path / "grown"), bytes_of(tmp_path / "rebuilt")
     assert {name: grown[name] for name in rebuilt} == rebuilt
 

@@ -3,7 +3,8 @@ from importlib.resources import files
 import pytest
 
 from curation.captions import gallery_mentions, words
-from curation.nouns import noun_candidates, plural, surfaces
+from curation.nouns import NounsConfig, noun_candidates, plural, surfaces
+from storage.errors import ConfigError
 
 GALLERY = files("curation").joinpath("gallery.txt").read_text("utf-8").splitlines()
 
@@ -83,6 +84,16 @@ def test_noun_candidates_have_a_surface_that_the_gallery_search_finds() -> None:
 def test_noun_candidates_compounds_have_at_most_four_words() -> None:
     (found,) = noun_candidates(["the city water park swimming pool slide"])
     assert 1 < max(len(name.split()) for name in found) <= 4
+
+
+def test_noun_candidates_of_one_word_are_no_compounds() -> None:
+    assert noun_candidates(["two soccer players"], longest=1) == [["soccer", "player"]]
+
+
+@pytest.mark.parametrize("longest", [0, 5])
+def test_nouns_config_refuses_lengths_that_captions_are_not_searched_for(longest: int) -> None:
+    with pytest.raises(ConfigError, match=f"nouns.longest is {longest}"):
+        NounsConfig(longest)
 
 
 def test_gallery_names_are_sorted_unique_words() -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from curation.encoder import load_encoder
+from curation.visualness import VisualnessConfig
 from curation.vocabulary import (
     BUILT_IN,
     VOCABULARY,
@@ -48,6 +49,8 @@ def named(curate: Any, write_pairs: Any, scene_jpegs: list[bytes], tiny_encoder:
             "frequency": dict(zip(concepts["name"], concepts["frequency"], strict=True)),
             "said": dict(zip(table["sample_id"], said, strict=True)),
             "facts": done["mentions"].manifest.facts,
+            "candidates": done["vocabulary"].read("candidates").to_pylist(),
+            "done": done,
         }
 
     return run
@@ -94,6 +97,81 @@ def test_vocabulary_from_the_captions_themselves_is_their_nouns_most_frequent_fi
     assert {"ball", "grass", "wine glass"} <= set(found["frequency"])
     assert set(found["concepts"]["source"]) == {"captions"}
     assert "dog" in found["said"]["web/00000/0000"]
+
+
+def _reasons(found: dict[str, Any]) -> dict[str, str]:
+    return {row["name"]: row["reason"] for row in found["candidates"]}
+
+
+def test_candidates_tell_why_each_name_is_in_the_vocabulary_or_not(named: Any) -> None:
+    found = named(names=("cat", "dog", "ball", "grass"), max_share=0.5, always=("Wine  Glass", "submarine"))
+    assert _reasons(found) == {
+        "cat": "too_rare", "dog": "too_common", "ball": "kept", "grass": "kept",
+        "wine glass": "added", "submarine": "added",
+    }  # fmt: skip
+    assert found["frequency"] == {"ball": 1, "grass": 1, "wine glass": 1, "submarine": 0}
+    assert found["candidates"][4]["surfaces"] == ["wine glass", "wine glasses"]
+    assert found["candidates"][4]["visualness"] is None
+    facts = found["done"]["vocabulary"].manifest.facts
+    assert facts == {
+        "concepts": 4.0, "candidates_kept": 2.0, "candidates_added": 2.0,
+        "candidates_too_rare": 1.0, "candidates_too_common": 1.0,
+    }  # fmt: skip
+
+
+def test_nouns_of_the_corpus_are_pruned_and_added_to_like_a_gallery(named: Any) -> None:
+    found = named(source="captions", min_frequency=2, always=("grass", "zebra"))
+    assert list(found["frequency"].items()) == [("dog", 3), ("grass", 1), ("zebra", 0)]
+    assert _reasons(found)["ball"] == "too_rare"
+    assert sum(reason == "added" for reason in _reasons(found).values()) == 2
+
+
+def test_vocabulary_reads_nouns_and_embeddings_only_when_it_needs_them(named: Any) -> None:
+    def reads(label: str, **settings: Any) -> set[str]:
+        nodes = named(names=("dog", "ball"), **settings)["done"].plan.nodes
+        return set(next(node.inputs for node in nodes if node.label == label))
+
+    assert reads("vocabulary") == {"corpus", "encoder", "gallery"}
+    assert reads("vocabulary", visualness=VisualnessConfig()) == {
+        "corpus", "encoder", "gallery", "embeddings",
+    }  # fmt: skip
+    assert reads("mentions", mentions=MentionsConfig("nouns")) == {"corpus", "vocabulary", "nouns"}
+
+
+def test_concepts_that_the_encoder_surely_does_not_see_are_left_out(named: Any) -> None:
+    """With five images nothing is sure at 90 %, and much at 1 %."""
+    names = ("dog", "ball", "grass", "glass")
+    sure = named(names=names, visualness=VisualnessConfig(minimum=0.99, confidence=0.01), always=("glass",))
+    measured = {row["name"]: row for row in sure["candidates"]}
+    assert {row["reason"] for row in measured.values()} == {"not_visual", "added"} | {
+        "kept" for row in measured.values() if row["visualness_high"] >= 0.99
+    }
+    for name, row in measured.items():
+        assert 0 <= row["visualness_low"] <= row["visualness"] <= row["visualness_high"] <= 1
+        assert (row["reason"] == "not_visual") == (row["visualness_high"] < 0.99 and name != "glass")
+    unsure = named(names=names, visualness=VisualnessConfig(minimum=0.3))
+    assert set(_reasons(unsure).values()) == {"kept"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"min_frequency": -1}, "min_frequency=-1"),
+        ({"max_share": 0.0}, "max_share=0.0"),
+        ({"max_share": 1.5}, "max_share=1.5"),
+        ({"source": "captions", "names": ("dog",)}, "takes the nouns of the corpus and no gallery"),
+        ({"source": "captions", "gallery": "scenes"}, "takes the nouns of the corpus and no gallery"),
+        ({"always": ("dog", "…")}, "a name without a word"),
+    ],
+)
+def test_vocabulary_settings_that_contradict_are_refused(wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        VocabularyConfig(**wrong)
+
+
+def test_vocabulary_from_which_everything_is_pruned_says_what_by(named: Any) -> None:
+    with pytest.raises(InputError, match="1 too_common, 1 too_rare"):
+        named(names=("dog", "submarine"), max_share=0.1)
 
 
 def test_vocabulary_that_no_caption_names_says_what_to_check(named: Any) -> None:

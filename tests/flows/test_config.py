@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from flows.config import load_config, parse_config
+from flows.pipeline import with_classes
 from storage.errors import ConfigError
 
 LEAST = """
@@ -68,6 +69,23 @@ def test_override_replaces_one_value(tmp_path, override, reached, value):
 @pytest.mark.parametrize("override", ["expand.neighbours", "=3", "name.first=x", "corpus.sources.name=x"])
 def test_override_that_is_none_says_how_one_looks(tmp_path, override):
     assert "--set" in fault(tmp_path, LEAST, override)
+
+
+def test_vocabulary_gains_the_class_names_of_the_benchmarks_that_it_always_keeps(tmp_path):
+    benchmark = (
+        '[[evaluate.benchmarks]]\nbenchmark = { name = "ours", kind = "shards", class_names = ["yak"] }'
+    )
+    voc = '[[evaluate.benchmarks]]\nbenchmark = { name = "voc", kind = "voc", synonyms = true }'
+    wanted = '[vocabulary]\nclasses = true\nalways = ["emu"]'
+    always = with_classes(load_config(write(tmp_path, "\n".join([LEAST, wanted, benchmark, voc])))).always
+    assert always[:2] == ("emu", "yak")
+    assert {"aeroplane", "airplane", "potted plant", "person", "woman"} <= set(always[2:])
+    without = load_config(write(tmp_path, "\n".join([LEAST, benchmark])))
+    assert with_classes(without) == without.vocabulary
+
+
+def test_vocabulary_with_classes_of_no_benchmark_is_refused(tmp_path):
+    assert "vocabulary.always" in fault(tmp_path, LEAST + "[vocabulary]\nclasses = true")
 
 
 def test_variable_of_the_environment_is_filled_in(tmp_path, monkeypatch):
