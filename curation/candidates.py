@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from curation.captions import gallery_mentions, words
+from curation.captions import captions_of, mentions_of
 from curation.exact import fixed_point
 from curation.nouns import surfaces
 from curation.ragged import Ragged, offsets_of, ragged
@@ -59,9 +59,8 @@ def of_gallery(job: Job[Any], names: list[str], forms: dict[str, int]) -> Candid
 
 
 def _named_by_form(corpus: Artifact, forms: dict[str, int], shard: str) -> Named:
-    samples = corpus.read("samples", shard, ["sample_id", "caption"])
-    captions = samples["caption"].to_pylist()
-    return samples["sample_id"], ragged((gallery_mentions(words(c), forms) for c in captions), np.int64)
+    ids, captions = captions_of(corpus, shard)
+    return ids, ragged((mentions_of(several, forms) for several in captions), np.int64)
 
 
 def of_nouns(job: Job[Any], added: Sequence[str]) -> Candidates:

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, BinaryIO, cast
 
-from curation.captions import CaptionLimits, read_caption
+import pyarrow as pa
+
+from curation.captions import TEXTS, CaptionLimits, Captions, read_captions
 from curation.images import Fault, ImageFacts, ImageLimits, inspect_image
 from curation.sources import TARS, Scenes, Source, coco_files, coco_tar, expand_urls, scene_shards, scene_tar
 from curation.tables import PairTable, lost_pairs, sidecar, table_files, table_shards, table_tar
@@ -26,7 +28,7 @@ from storage.schemas import SCHEMAS, table_of
 from storage.stage import Job, Output, ShardFunction, Stage, file_stem
 from storage.tars import Rejection, Sample, read_tar
 
-EXTENSIONS = (*IMAGE_EXTENSIONS, "txt", "json")
+EXTENSIONS = (*IMAGE_EXTENSIONS, *TEXTS, "json")
 Row = dict[str, Any]
 
 
@@ -146,22 +148,27 @@ def validate_tar(config: CorpusConfig, shard: str, stream: BinaryIO) -> Output:
     """Accepts or rejects every sample of a tar.
 
     Returns:
-        tables ``samples`` and ``truth`` (for samples whose json lists ``concepts``), and the quarantine.
-        Every sample met is in one or the other: seen = kept + quarantined.
+        tables ``samples``, ``captions`` (where all of a sample's are used) and ``truth`` (for samples whose
+        json lists ``concepts``), and the quarantine. Every sample met is in ``samples`` or in the
+        quarantine: seen = kept + quarantined.
     """
     rows, faults = [], []
     for item in read_tar(stream, EXTENSIONS):
         row, fault = _judge(config, shard, item)
         rows += [row] if row else []
         faults += [fault] if fault else []
-    samples = {name: [row[name] for row in rows] for name in SCHEMAS["samples"].names}
-    truth = [row for row in rows if row["classes"] is not None]
-    tables = {"samples": table_of("samples", samples)}
-    if truth:
-        tables["truth"] = table_of(
-            "truth", {name: [row[name] for row in truth] for name in SCHEMAS["truth"].names}
-        )
-    return Output(tables=tables, quarantine=faults, seen=len(rows) + len(faults), kept=len(rows))
+    tables, facts = {"samples": _table("samples", rows)}, {}
+    if config.captions.use == "all":
+        tables["captions"] = _table("captions", rows)
+        facts["captions"] = float(sum(len(row["captions"]) for row in rows))
+        facts["captions_left_out"] = float(sum(row["left_out"] for row in rows))
+    if truth := [row for row in rows if row["classes"] is not None]:
+        tables["truth"] = _table("truth", truth)
+    return Output(tables, quarantine=faults, seen=len(rows) + len(faults), kept=len(rows), facts=facts)
+
+
+def _table(name: str, rows: list[Row]) -> pa.Table:
+    return table_of(name, {column: [row[column] for row in rows] for column in SCHEMAS[name].names})
 
 
 def _judge(config: CorpusConfig, shard: str, item: Sample | Rejection) -> tuple[Row | None, Row | None]:
@@ -171,20 +178,22 @@ def _judge(config: CorpusConfig, shard: str, item: Sample | Rejection) -> tuple[
     data = image_bytes(item)
     if data is None:
         return None, _fault(shard, item.key, Fault("image_missing", f"members: {sorted(item.members)}"))
-    facts, caption = inspect_image(data, config.images), read_caption(item.members, config.captions)
+    facts, captions = inspect_image(data, config.images), read_captions(item.members, config.captions)
     if isinstance(facts, Fault):
         return None, _fault(shard, item.key, facts)
-    if isinstance(caption, Fault):
-        return None, _fault(shard, item.key, caption)
-    return _sample_row(shard, item, data, facts, caption), None
+    if isinstance(captions, Fault):
+        return None, _fault(shard, item.key, captions)
+    return _sample_row(shard, item, data, facts, captions), None
 
 
-def _sample_row(shard: str, item: Sample, data: bytes, facts: ImageFacts, caption: str) -> Row:
+def _sample_row(shard: str, item: Sample, data: bytes, facts: ImageFacts, captions: Captions) -> Row:
     return {
         "sample_id": f"{shard}/{item.key}",
         "shard": shard,
         "key": item.key,
-        "caption": caption,
+        "caption": captions.texts[0],
+        "captions": captions.texts,
+        "left_out": captions.left_out,
         "width": facts.width,
         "height": facts.height,
         "bytes": len(data),
@@ -208,4 +217,4 @@ def _fault(shard: str, key: str, fault: Fault) -> Row:
     return {"sample_id": sample_id, "key": key, "reason": fault.reason, "detail": fault.detail}
 
 
-CORPUS = Stage("corpus", 1, build_corpus, corpus_identity, by_shard=DIGESTS)
+CORPUS = Stage("corpus", 2, build_corpus, corpus_identity, by_shard=DIGESTS)

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
-from itertools import groupby
+from itertools import chain, groupby, islice
 from typing import Any
 
-from curation.captions import LONGEST, tokens
+from curation.captions import LONGEST, captions_of, tokens
 from storage.artifact import Artifact
 from storage.errors import ConfigError
 from storage.schemas import table_of
@@ -67,9 +67,10 @@ def _make_shard_function(config: NounsConfig, corpus: Artifact) -> ShardFunction
 
 
 def _nouns_shard(config: NounsConfig, corpus: Artifact, shard: str) -> Output:
-    samples = corpus.read("samples", shard, ["sample_id", "caption"])
-    found = noun_candidates(samples["caption"].to_pylist(), config.longest)
-    table = table_of("nouns", {"sample_id": samples["sample_id"], "nouns": found})
+    ids, captions = captions_of(corpus, shard)
+    tagged = iter(noun_candidates([caption for several in captions for caption in several], config.longest))
+    found = [list(dict.fromkeys(chain(*islice(tagged, len(several))))) for several in captions]
+    table = table_of("nouns", {"sample_id": ids, "nouns": found})
     facts = {"nouns": float(sum(map(len, found))), "captions_without": float(found.count([]))}
     return Output(tables={"nouns": table}, seen=len(found), kept=len(found), facts=facts)
 

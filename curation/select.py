@@ -103,8 +103,9 @@ def _select_shard(config: SelectConfig, inputs: Inputs, shard: str) -> Output:
             quarantine.append({**named, "reason": found[0], "detail": found[1]})
     turned_away = [row["sample_id"] for row in quarantine]
     tables = {"samples": samples, "embeddings": embedded}
-    if inputs.corpus.parts("truth", shard):
-        tables["truth"] = inputs.corpus.read("truth", shard)
+    for beside in ("captions", "truth"):
+        if inputs.corpus.parts(beside, shard):
+            tables[beside] = inputs.corpus.read(beside, shard)
     kept = {name: _without(table, turned_away) for name, table in tables.items()}
     return Output(tables=kept, quarantine=quarantine, seen=len(rows), kept=len(rows) - len(quarantine))
 

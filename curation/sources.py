@@ -150,14 +150,14 @@ def coco_tar(folder: str) -> bytes:
 
 
 def coco_samples(folder: str) -> Iterator[Sample]:
-    """Each image of a COCO folder with its first caption.
+    """Each image of a COCO folder with its captions, the first of them as txt.
 
     Raises:
         InputError: if it is not such a folder.
     """
     annotations, images = coco_files(folder)
     try:
-        captions = _first_captions(json.loads(annotations.read_bytes()))
+        captions = _captions_by_image(json.loads(annotations.read_bytes()))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"'{annotations}' is not a file of captions ({error}); give COCO's annotations"
@@ -165,20 +165,21 @@ def coco_samples(folder: str) -> Iterator[Sample]:
     return _coco_samples(images, captions)
 
 
-def _first_captions(annotations: dict[str, Any]) -> dict[str, str]:
-    """Image stem -> first caption, from COCO's own file or from a plain {id: [captions]} one."""
+def _captions_by_image(annotations: dict[str, Any]) -> dict[str, list[str]]:
+    """Image stem -> its captions, from COCO's own file or from a plain {id: [captions]} one."""
     if "annotations" not in annotations:
-        return {key: captions[0] for key, captions in annotations.items() if captions}
+        return {key: captions for key, captions in annotations.items() if captions}
     stems = {image["id"]: Path(image["file_name"]).stem for image in annotations["images"]}
-    first: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     for item in sorted(annotations["annotations"], key=lambda item: item["id"]):
-        first.setdefault(stems[item["image_id"]], item["caption"])
-    return first
+        found.setdefault(stems[item["image_id"]], []).append(item["caption"])
+    return found
 
 
-def _coco_samples(images: list[Path], captions: dict[str, str]) -> Iterator[Sample]:
+def _coco_samples(images: list[Path], captions: dict[str, list[str]]) -> Iterator[Sample]:
     for path in images:
         members = {"jpg": path.read_bytes()}
-        if path.stem in captions:
-            members["txt"] = captions[path.stem].encode()
+        if found := captions.get(path.stem):
+            members["txt"] = found[0].encode()
+            members["json"] = json.dumps({"captions": found}).encode()
         yield Sample(path.stem, members)

@@ -26,7 +26,7 @@ from curation.candidates import (
     of_gallery,
     of_nouns,
 )
-from curation.captions import gallery_mentions, words
+from curation.captions import captions_of, mentions_of, words
 from curation.encoder import load_encoder
 from curation.nouns import surfaces
 from curation.scenes import CONCEPTS
@@ -191,13 +191,14 @@ def _make_shard_function(corpus: Artifact, nouns: Artifact | None, names: list[s
 def _mentions_shard(corpus: Artifact, nouns: Artifact | None, index: dict[str, int], shard: str) -> Output:
     if nouns:
         rows = nouns.read("nouns", shard)
-        concepts = [sorted({index[n] for n in found if n in index}) for found in rows["nouns"].to_pylist()]
+        ids, found = rows["sample_id"], rows["nouns"].to_pylist()
+        concepts = [sorted({index[noun] for noun in said if noun in index}) for said in found]
     else:
-        rows = corpus.read("samples", shard, ["sample_id", "caption"])
-        concepts = [gallery_mentions(words(caption), index) for caption in rows["caption"].to_pylist()]
-    table = table_of("mentions", {"sample_id": rows["sample_id"], "concept_ids": concepts})
+        ids, captions = captions_of(corpus, shard)
+        concepts = [mentions_of(several, index) for several in captions]
+    table = table_of("mentions", {"sample_id": ids, "concept_ids": concepts})
     facts = {"mentions": float(sum(map(len, concepts))), "captions_naming_none": float(concepts.count([]))}
-    return Output(tables={"mentions": table}, seen=len(rows), kept=len(rows), facts=facts)
+    return Output(tables={"mentions": table}, seen=len(ids), kept=len(ids), facts=facts)
 
 
 VOCABULARY = Stage("vocabulary", 3, build_vocabulary, vocabulary_identity)

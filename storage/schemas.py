@@ -41,6 +41,9 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("sha256", pa.string()),  # of the image as stored
         ]
     ),
+    "captions": pa.schema(  # where all of a sample's are used, not the first alone
+        [("sample_id", pa.string()), ("captions", pa.list_(pa.string()))]
+    ),
     "quarantine": pa.schema(
         [
             ("sample_id", pa.string()),

@@ -4,12 +4,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curation.captions import CaptionLimits, gallery_mentions, read_caption, tokens, words
+from curation.captions import (
+    CaptionLimits,
+    Captions,
+    gallery_mentions,
+    mentions_of,
+    read_captions,
+    tokens,
+    words,
+)
 from curation.images import Fault
+from storage.errors import ConfigError
+
+
+def read_caption(members: dict[str, bytes], limits: CaptionLimits | None = None) -> str | Fault:
+    found = read_captions(members, limits)
+    return found if isinstance(found, Fault) else found.texts[0]
 
 
 def reason(members: dict[str, bytes], limits: CaptionLimits | None = None) -> str:
-    caption = read_caption(members, limits)
+    caption = read_captions(members, limits)
     assert isinstance(caption, Fault)
     return caption.reason
 
@@ -78,6 +92,61 @@ def test_read_caption_longer_than_the_limit_is_too_long() -> None:
     assert reason(of_json({"caption": "é" * 6}), limits) == "caption_too_long"
     assert reason({"txt": b"a dog " * 17_000}) == "caption_too_long"
     assert reason({"json": b'{"captions": ["' + b"x" * 2**21 + b'"]}'}) == "caption_too_long"
+
+
+ALL = CaptionLimits(max_bytes=20, use="all", most=3)
+
+
+@pytest.mark.parametrize(
+    ("members", "texts", "left_out"),
+    [
+        ({"txt": b"a dog"}, ["a dog"], 0),
+        ({"txt": b"a dog\nin snow"}, ["a dog in snow"], 0),
+        (of_json({"captions": ["a cat", "a\ndog", "a cat"]}), ["a cat", "a dog"], 0),
+        (of_json({"caption": ["a cat", "a dog"]}), ["a cat", "a dog"], 0),
+        ({"txt": b"a dog", **of_json({"captions": ["a dog", "a cow"]})}, ["a dog", "a cow"], 0),
+        ({"1.txt": b"a cat", "0.txt": b"a dog", "txt": b"a cow"}, ["a cow", "a dog", "a cat"], 0),
+        ({"2.txt": b"a cat"}, ["a cat"], 0),
+        ({"txt": b"a dog", **of_json({"width": 3})}, ["a dog"], 0),
+        ({"txt": b"a dog", "json": b"{"}, ["a dog"], 1),
+        (of_json({"captions": ["a dog", "", 3, None, "x" * 21, "a cat"]}), ["a dog", "a cat"], 4),
+        (of_json({"captions": ["a", "b", "c", "d", "e"]}), ["a", "b", "c"], 2),
+        ({"txt": b"a dog", "0.txt": b"\xff"}, ["a dog"], 1),
+    ],
+)
+def test_read_captions_all_of_them_are_clean_and_different_the_samples_own_first(
+    members: dict[str, bytes], texts: list[str], left_out: int
+) -> None:
+    assert read_captions(members, ALL) == Captions(texts, left_out)
+    assert read_captions(members) == Captions(texts[:1])  # by default the first is all
+
+
+@pytest.mark.parametrize(
+    "members", [{}, of_json({"captions": ["", "a dog"]}), {"txt": b"", "0.txt": b"a dog"}]
+)
+def test_read_captions_without_a_first_are_none_however_many_follow(members: dict[str, bytes]) -> None:
+    assert isinstance(read_captions(members, ALL), Fault)
+
+
+def test_read_captions_of_lines_are_one_each_and_measured_each() -> None:
+    lines = CaptionLimits(max_bytes=8, use="all", lines=True)
+    members = {"txt": b"a dog\r\n\n a cat \na large animal\n"}
+    assert read_captions(members, lines) == Captions(["a dog", "a cat"], 1)
+    assert read_captions(members, CaptionLimits(max_bytes=8, lines=True)) == Captions(["a dog"])
+    assert reason({"txt": b"\n \n"}, lines) == "caption_empty"
+
+
+@pytest.mark.parametrize("wrong", [{"max_bytes": 0}, {"most": 0}])
+def test_caption_limits_below_one_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="at least 1"):
+        CaptionLimits(**wrong)  # type: ignore[arg-type]
+
+
+def test_mentions_of_several_captions_are_those_of_any() -> None:
+    gallery = {"dog": 4, "dogs": 4, "cat": 1, "hot dog": 2}
+    assert mentions_of(["a hot dog", "two dogs, a cat"], gallery) == [1, 2, 4]
+    assert mentions_of(["a hot", "dog"], gallery) == [4]  # no form runs from one caption into the next
+    assert mentions_of([], gallery) == []
 
 
 @pytest.mark.parametrize("data", [b"caf\xe9", b"\xff\xfea\x00", b"\xed\xa0\x80"])

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from curation.captions import CaptionLimits
 from curation.corpus import CORPUS, CorpusConfig, corpus_identity
 from curation.sources import Kind, Source
 from curation.tables import ROWS, PairTable
@@ -52,8 +53,8 @@ def write_table(path: Path, columns: dict[str, list[Any]]) -> str:
     return str(path)
 
 
-def corpus(store: Path, url: str, kind: Kind = "table") -> Artifact:
-    config = CorpusConfig((Source("mine", kind, urls=(url,)),))
+def corpus(store: Path, url: str, kind: Kind = "table", captions: CaptionLimits | None = None) -> Artifact:
+    config = CorpusConfig((Source("mine", kind, urls=(url,)),), captions=captions or CaptionLimits())
     artifact_store = Store(str(store))
     inputs = corpus_identity(config, Folder(str(store)))
     return materialize(CORPUS, config, inputs, artifact_store, Runtime(device="cpu"))
@@ -99,6 +100,15 @@ def test_first_of_several_captions_is_the_samples(folder: Path, tmp_path: Path) 
     assert found.read("samples")["caption"].to_pylist() == ["a dog"]
     sample = next(s for _, s in CorpusReader(found).members("mine/00000", ("json",)))
     assert json.loads(sample.members["json"])["captions"] == ["a dog", "an animal"]
+
+
+def test_all_captions_of_a_list_column_are_kept_where_that_is_asked(folder: Path, tmp_path: Path) -> None:
+    columns = {"image": ["a.jpg", "c.JPG"], "captions": [["a dog", "an animal"], ["<b>grass</b>"]]}
+    for suffix in (".parquet", ".jsonl"):
+        url = write_table(folder / f"pairs{suffix}", columns)
+        found = corpus(tmp_path / "store", url, captions=CaptionLimits(use="all"))
+        assert found.read("captions")["captions"].to_pylist() == columns["captions"]
+        assert found.read("samples")["caption"].to_pylist() == ["a dog", "<b>grass</b>"]
 
 
 def test_long_tables_are_cut_into_shards_in_order(tmp_path: Path) -> None:
