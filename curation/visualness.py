@@ -26,7 +26,7 @@ class VisualnessConfig:
     """Which concepts count as visual, and by how many images that is judged."""
 
     minimum: float = 0.6  # AUC; a concept that surely lies below is dropped
-    confidence: float = 0.9  # of the two-sided interval that says what is sure
+    confidence: float = 0.98  # of the two-sided interval that says what is sure
     named: int = 1000  # about so many of the images that name a concept; all where there are fewer
     others: int = 4000  # about so many images of the corpus to set against them
     seed: int = 0

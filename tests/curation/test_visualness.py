@@ -92,6 +92,13 @@ def test_interval_of_one_image_that_wins_every_time_stays_wide() -> None:
     assert many > 0.95
 
 
+def test_one_image_alone_never_drops_a_concept_at_the_default_settings() -> None:
+    default = VisualnessConfig()
+    for others in (50, 4000, 1_000_000):
+        _, (high,) = interval(np.array([0.0]), np.array([1]), np.array([others]), default.confidence)
+        assert high > default.minimum
+
+
 @pytest.mark.parametrize(
     "wrong", [{"minimum": 0.0}, {"minimum": 1.0}, {"confidence": 1.0}, {"named": 0}, {"others": 0}]
 )

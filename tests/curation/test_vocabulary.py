@@ -139,7 +139,7 @@ def test_vocabulary_reads_nouns_and_embeddings_only_when_it_needs_them(named: An
 
 
 def test_concepts_that_the_encoder_surely_does_not_see_are_left_out(named: Any) -> None:
-    """With five images nothing is sure at 90 %, and much at 1 %."""
+    """With five images nothing is sure at 98 %, and much at 1 %."""
     names = ("dog", "ball", "grass", "glass")
     sure = named(names=names, visualness=VisualnessConfig(minimum=0.99, confidence=0.01), always=("glass",))
     measured = {row["name"]: row for row in sure["candidates"]}
