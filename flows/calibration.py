@@ -21,6 +21,8 @@ WEIGHTS = {
     "pretrain": 2.0,
     "embed": 6.0,
     "expand": 4.0,
+    "archive": 3.0,
+    "export": 2.0,
     "groups": 5.0,
     "regions": 5.0,
     "train": 2.0,
@@ -236,7 +238,7 @@ class Calibration:
         inputs["corpus"] = part = self.bench.excerpt(whole, shards)
         self.plan.locations.setdefault(part.fingerprint, self.plan.locations.get(whole.fingerprint, {}))
         images = sum(p.rows for p in part.parts("samples") if p.shard in wanted)
-        batch = min(config.loop.batch_size, max(1, images // 3))
+        batch = min(config.loop.batch_size, max(1, images))
         epochs = max(1, -(-STEPS // max(1, images // batch)))
         short = replace(config, loop=replace(config.loop, epochs=epochs, batch_size=batch))
         found = self.bench.measure(node.stage, short, inputs, 0.0, steps_limit=self._left(node))

@@ -5,7 +5,7 @@ far off the law is: the ends of an estimate are its middle times the worst ratio
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 ONCE = 1.3  # factor to either side of what was measured once: this machine's own speed varies so much
@@ -93,13 +93,13 @@ class Point:
     bytes: int = 0
 
 
-def per_shard_and_image(points: Sequence[Point], measure: Callable[[Point], float]) -> Law:
-    """Something of a shard as so much a shard and so much an image.
+def pace(points: Sequence[Point]) -> Law:
+    """Seconds of a shard as so much a shard and so much an image.
 
     The first is left out where there are others: it pays for what is done once, such as warming up.
     """
     kept = points[1:] or points
-    return fit([(1.0, float(p.images)) for p in kept], [measure(p) for p in kept])
+    return fit([(1.0, float(p.images)) for p in kept], [p.seconds for p in kept])
 
 
 def warm_up(points: Sequence[Point], law: Law) -> float:

@@ -14,6 +14,7 @@ from storage.memory import resident_bytes
 from storage.runtime import Bar, Runtime, ShardTask
 from storage.stage import WHOLE, Stage, materialize
 
+LEAST = 2  # shards
 Inputs = Mapping[str, Artifact | str]
 
 
@@ -23,25 +24,35 @@ class OutOfTime(Exception):
 
 @dataclass
 class Budgeted:
-    """A loop over shards: the first two (the first warms up), then those that are expected to fit."""
+    """A loop over shards while there is time: a small one that warms up, then the largest that fit twice.
+
+    Large shards tell the pace, since what every shard costs anew weighs little in them, and two of them tell
+    how sure it is.
+    """
 
     seconds: float
     sizes: Mapping[str, int]  # images by shard
     usable: Collection[str]
     records: list[ShardRecord] = field(default_factory=list)
     loaded: int = 0  # bytes resident when the first shard began
+    begun: float = 0.0  # time.perf_counter
 
     def __call__(self, make_task: Callable[[], ShardTask], shards: Sequence[str]) -> Iterator[ShardRecord]:
         """The records of those shards that were done."""
-        started = time.perf_counter()
         task = make_task()
-        self.loaded = resident_bytes()
-        for shard in (shard for shard in shards if shard in self.usable):
-            if len(self.records) > 1 and time.perf_counter() - started + self.expected(shard) > self.seconds:
-                return
-            record = task(shard)
-            self.records.append(record)
-            yield record
+        self.loaded, self.begun = resident_bytes(), time.perf_counter()
+        pending = sorted(set(shards) & set(self.usable), key=lambda shard: (self.sizes[shard], shard))
+        while shard := self.chosen(pending):
+            pending.remove(shard)
+            self.records.append(task(shard))
+            yield self.records[-1]
+
+    def chosen(self, pending: Sequence[str]) -> str | None:
+        """Of shards by size the smallest first, then the largest that fits twice; two at least."""
+        left = (self.seconds - (time.perf_counter() - self.begun)) / 2
+        if len(self.records) and (fitting := [shard for shard in pending if self.expected(shard) <= left]):
+            return fitting[-1]
+        return pending[0] if pending and len(self.records) < LEAST else None
 
     def expected(self, shard: str) -> float:
         """Seconds of a shard at the pace of the last one."""

@@ -11,7 +11,7 @@ from flows.extrapolate import (
     fit,
     named_concepts,
     of_repeats,
-    per_shard_and_image,
+    pace,
     warm_up,
 )  # fmt: skip
 from flows.measure import Measured
@@ -61,8 +61,8 @@ def by_shard(found: Measured, scale: Scale, held: float = 0.0) -> Predicted:
         scale: N and S.
         held: bytes that it holds of the corpus at this scale, beyond what was measured.
     """
-    law = per_shard_and_image(found.points, lambda point: point.seconds)
-    size = per_shard_and_image(found.points, lambda point: float(point.bytes))
+    law = pace(found.points)
+    size = fit([(1.0, float(p.images)) for p in found.points], [float(p.bytes) for p in found.points])
     terms = (float(scale.shards), float(scale.images))
     fixed = found.outside + warm_up(found.points, law)
     return Predicted(
@@ -96,9 +96,9 @@ def by_step(found: Measured, steps: int, stretch: float = 1.0) -> Predicted:
         steps: of the run.
         stretch: images of a step of the run over those of a measured one.
     """
-    pace = found.steps[1:] or found.steps
-    middle = -(-len(pace) // 2)
-    halves = [sum(part) / len(part) for part in (pace[:middle], pace[middle:]) if part]
+    kept = found.steps[1:] or found.steps
+    middle = -(-len(kept) // 2)
+    halves = [sum(part) / len(part) for part in (kept[:middle], kept[middle:]) if part]
     step = of_repeats(halves).times(stretch)
     fixed = found.outside + max(0.0, found.steps[0] - step.mid / stretch)
     return Predicted(

@@ -77,7 +77,7 @@ def draw(config: CorpusConfig, sizes: Sequence[int], folder: Path, seconds: floa
     found = Drawn(
         config=config,
         sizes={},
-        images=sum(e.images for e in extents.values()),
+        images=0,
         shards=sum(e.shards for e in extents.values()),
     )
     _draw_source(found, largest, extents[largest.name], sizes, folder, seconds)
@@ -112,13 +112,15 @@ def _draw_source(
         if len(taken) < size or spent > seconds:
             break
     drawn = found.drawn - before
+    images = max(known.images, drawn)  # the sizes of tars tell it roughly only
+    found.images += images
     if not drawn:
         raise InputError(f"source '{source.name}' holds no sample to calibrate with; check its urls")
     spent = time.perf_counter() - started
-    how = f"{drawn} of {known.images:,} pairs of '{source.name}' ({known.how})"
+    how = f"{drawn:,} of {images:,} pairs of '{source.name}' ({known.how})"
     if source.kind not in TARS:
-        found.pack_seconds += spent / drawn * known.images
-        found.pack_bytes += written / drawn * known.images
+        found.pack_seconds += spent / drawn * images
+        found.pack_bytes += written / drawn * images
         how += f", made and packed in {spent:.2f} s"
     found.basis.append(how)
 

@@ -285,17 +285,22 @@ def record(shard: str, seconds: float) -> ShardRecord:
     return ShardRecord(shard, (), Counts(), {}, seconds)
 
 
-def test_engine_begins_no_shard_that_will_not_fit():
-    sizes = {"a": 1, "b": 1, "c": 100, "d": 1}
-    engine = Budgeted(seconds=50.0, sizes=sizes, usable=set(sizes))
-    done = list(engine(lambda: lambda shard: record(shard, 1.0), list(sizes)))
-    assert [found.shard for found in done] == ["a", "b"]  # c would take 100 s
+def done(sizes: dict[str, int], usable: set[str], seconds: float, a_shard: float) -> list[str]:
+    engine = Budgeted(seconds, sizes, usable)
+    return [found.shard for found in engine(lambda: lambda shard: record(shard, a_shard), list(sizes))]
+
+
+def test_engine_warms_up_on_a_small_shard_then_takes_the_largest_that_fit():
+    sizes = {"a": 10, "b": 1, "c": 100, "d": 1}
+    assert done(sizes, set(sizes), seconds=50.0, a_shard=1.0) == ["b", "a", "c", "d"]
+
+
+def test_engine_does_two_shards_even_if_none_fits():
+    assert done({"a": 10, "b": 1, "c": 100}, {"a", "b", "c"}, seconds=0.0, a_shard=1.0) == ["b", "a"]
 
 
 def test_engine_does_only_what_its_inputs_have():
-    engine = Budgeted(seconds=50.0, sizes={"a": 1, "b": 1, "c": 1}, usable={"a", "c"})
-    done = list(engine(lambda: lambda shard: record(shard, 0.0), ["a", "b", "c"]))
-    assert [found.shard for found in done] == ["a", "c"]
+    assert done({"a": 1, "b": 1, "c": 1}, {"a", "c"}, seconds=50.0, a_shard=0.0) == ["a", "c"]
 
 
 def test_training_is_broken_off_after_its_time():

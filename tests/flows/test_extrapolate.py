@@ -10,7 +10,7 @@ from flows.extrapolate import (
     fit,
     named_concepts,
     of_repeats,
-    per_shard_and_image,
+    pace,
     share,
     warm_up,
 )
@@ -55,7 +55,7 @@ def test_fit_of_one_measurement_is_its_rate_within_a_third():
 
 def test_first_shard_is_left_out_of_the_pace_and_counted_as_warm_up():
     points = [Point(10, 9.0), Point(10, 1.0), Point(40, 4.0)]
-    law = per_shard_and_image(points, lambda point: point.seconds)
+    law = pace(points)
     assert (law.a, law.b) == (pytest.approx(0, abs=1e-9), near(0.1))
     assert warm_up(points, law) == near(8.0)
 
