@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numba import njit
 from numpy.typing import NDArray
 
 from curation.exact import as_float32, fixed_point
@@ -59,7 +60,9 @@ def pool(neighbour_rows_NL: NDArray[np.int64], mentions: Ragged) -> Candidates:
     image, neighbour = np.divmod(named.row_of, neighbours)
     concepts = int(named.values.max(initial=-1)) + 1
     # one sortable number per (image, concept, neighbour): sorting groups donors, nearest first
-    keys = np.unique((image * concepts + named.values) * neighbours + neighbour)
+    keys = (image * concepts + named.values) * neighbours + neighbour
+    _sort_rows(keys, named.offsets[:: max(neighbours, 1)])
+    keys = keys[np.diff(keys, prepend=-1) != 0]
     candidate, neighbour = np.divmod(keys, neighbours)
     first = np.flatnonzero(np.diff(candidate, prepend=-1))
     image, concept = np.divmod(candidate[first], concepts)
@@ -69,6 +72,13 @@ def pool(neighbour_rows_NL: NDArray[np.int64], mentions: Ragged) -> Candidates:
         concept_A=concept.astype(np.int32),
         donors=Ragged(np.append(first, len(keys)), donors),
     )
+
+
+@njit(nogil=True, cache=True)
+def _sort_rows(values: NDArray[np.int64], offsets: NDArray[np.int64]) -> None:
+    """Sorts each row, in place."""
+    for row in range(len(offsets) - 1):
+        values[offsets[row] : offsets[row + 1]].sort()
 
 
 def nearest(
@@ -229,13 +239,35 @@ def _ordered(
 
     def multiply(start: int) -> None:
         part = slice(start, start + ORDERED)
-        queries = fixed_point(queries_QD[part], BITS)
-        similarity_QF[part] = np.vecdot(fixed_point(vectors_MD[rows_QF[part]], BITS), queries[:, None])
+        proposed, place = np.unique(rows_QF[part], return_inverse=True)
+        vectors, queries = vectors_MD[proposed], queries_QD[part]
+        wide = as_float32 if {vectors.dtype, queries.dtype} == {np.dtype(np.float16)} else _rounded
+        _multiply(wide(queries), wide(vectors), place.reshape(rows_QF[part].shape), similarity_QF[part])
 
     side_by_side(multiply, range(0, len(rows_QF), ORDERED))
     similarity_QF[rows_QF < 0] = -np.inf
     order = np.lexsort((rows_QF, -similarity_QF))
     return np.take_along_axis(rows_QF, order, 1), np.take_along_axis(similarity_QF, order, 1)
+
+
+_rounded = partial(fixed_point, bits=BITS)
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def _multiply(
+    queries_QD: NDArray[Any],
+    vectors_RD: NDArray[Any],
+    place_QF: NDArray[np.int64],
+    similarity_QF: NDArray[Any],
+) -> None:
+    """Inner products of queries and rows that are multiples of 2⁻²⁴: no order of summation rounds them."""
+    for query in range(len(queries_QD)):
+        for column in range(place_QF.shape[1]):
+            vector_D = vectors_RD[place_QF[query, column]]
+            product = 0.0
+            for place in range(len(vector_D)):
+                product += np.float64(queries_QD[query, place]) * np.float64(vector_D[place])
+            similarity_QF[query, column] = product
 
 
 def _search_float64(
