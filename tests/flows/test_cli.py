@@ -114,7 +114,7 @@ def test_path_of_an_unknown_fingerprint_lists_those_there_are(cocu, tiny_store):
 def test_show_json_holds_the_manifest_and_first_rows(cocu, tiny_store):
     record = json.loads(cocu("show", "embed", "--store", tiny_store, "--json", "--rows", 14).out)
     rows = record["tables"]["embeddings"]
-    assert record["config"] == {"batch_size": 64, "precision": "fp32"}
+    assert record["config"] == {"batch_size": 64, "precision": "fp32", "decode": "exact"}
     assert record["counts"] == {"seen": 24, "kept": 24, "rejected": {}}
     assert [row["sample_id"] for row in rows][::13] == ["curate/00000/000000", "curate/00001/000013"]
     assert sum(value**2 for value in rows[0]["vector"]) == pytest.approx(1, abs=1e-2)
