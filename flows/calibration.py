@@ -19,12 +19,12 @@ from storage.errors import ConfigError
 WEIGHTS = {
     "corpus": 4.0,
     "pretrain": 2.0,
-    "embed": 6.0,
+    "embed": 12.0,
     "expand": 4.0,
     "archive": 3.0,
     "export": 2.0,
-    "groups": 5.0,
-    "regions": 5.0,
+    "groups": 8.0,
+    "regions": 8.0,
     "train": 2.0,
 }
 STEPS = 12  # of a training
