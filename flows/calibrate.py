@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from curation.encoder import pick_device
-from flows.calibration import STEPS, Calibration
+from flows.calibration import Calibration
 from flows.config import Config, EvaluateRun, load_config
 from flows.extrapolate import cost, share
 from flows.measure import Bench
@@ -199,7 +199,7 @@ def _on_sample(settings: Config, sample: Drawn, fitted: Drawn | None, batch: int
     pretrain = settings.pretrain
     if pretrain and fitted:
         pairs = min(pretrain.fit.batch_size, PAIRS, max(1, fitted.drawn // 3))
-        fit = replace(pretrain.fit, epochs=max(1, STEPS * pairs // (2 * fitted.drawn)), batch_size=pairs)
+        fit = replace(pretrain.fit, epochs=1, batch_size=pairs)
         pretrain = replace(pretrain, corpus=fitted.config, fit=fit)
     changed: dict[str, Any] = {**smaller, "pretrain": pretrain, "corpus": sample.config}
     index = replace(settings.index, kind="exact")
