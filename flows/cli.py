@@ -148,7 +148,7 @@ def plan(
     Example: `cocu plan my.toml --calibrate --images 12000000 --price 2.50`
     """
     if calibrate or price or images is not None:
-        from flows.calibrate_command import tell_costs
+        from flows.forecast.command import tell_costs
 
         return tell_costs(config, store, set_ or (), until, (images, price, budget), device, json_)
     from flows.decisions import as_rows, decide

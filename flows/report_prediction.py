@@ -7,7 +7,7 @@ things were thought to take is not of that kind.
 from collections.abc import Sequence
 from typing import Any
 
-from flows.prediction import Beside, Prediction
+from flows.forecast.prediction import Beside, Prediction
 from flows.report import environment
 
 PLACE = b"<!-- prediction beside fact -->"

@@ -11,9 +11,9 @@ from curation.encoder import load_encoder
 from flows.claims import claim
 from flows.config import Config, load_config
 from flows.engine import ray_engine
+from flows.forecast.prediction import beside_fact, load
 from flows.pipeline import declare
 from flows.plan import Plan
-from flows.prediction import beside_fact, load
 from flows.prefect_server import quiet_prefect
 from flows.progress import rich_progress, spinner
 from flows.report import PAGE

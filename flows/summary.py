@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from flows.forecast.prediction import Beside, Prediction
 from flows.plan import Node
-from flows.prediction import Beside, Prediction
 from storage.manifest import Manifest
 
 CONCEPTS = ("caption_recall", "archive_recall", "union_recall", "archive_precision", "m")

@@ -10,14 +10,14 @@ import pytest
 
 from curation.corpus import CorpusConfig
 from curation.sources import Scenes, Source, scene_tar
-from flows.calibrate import Request, calibrate_run
-from flows.calibrate_command import print_prediction
-from flows.calibrate_search import spread
-from flows.measure import Budgeted, OutOfTime, Steps
-from flows.prediction import beside_fact, load, save
+from flows.forecast.calibrate import Request, calibrate_run
+from flows.forecast.command import print_prediction
+from flows.forecast.measure import Budgeted, OutOfTime, Steps
+from flows.forecast.prediction import beside_fact, load, save
+from flows.forecast.sample import draw, extent
+from flows.forecast.search import spread
 from flows.report_prediction import PLACE, with_prediction
 from flows.run import make_runtime, plan_run, write_results
-from flows.sample import draw, extent
 from storage.artifact import Store
 from storage.errors import StoreError
 from storage.manifest import Counts, ShardRecord

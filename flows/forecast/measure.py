@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from flows.extrapolate import Point
+from flows.forecast.laws import Point
 from storage.artifact import MANIFEST, Artifact, Store
 from storage.fingerprint import fingerprint
 from storage.manifest import ShardRecord, to_json

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from flows.extrapolate import (
+from flows.forecast.laws import (
     Estimate,
     Point,
     about,
@@ -14,8 +14,8 @@ from flows.extrapolate import (
     share,
     warm_up,
 )
-from flows.measure import Measured
-from flows.predict import CELLS, LINEAR, Rows, Scale, Search, by_shard, by_step, duplicates, packed
+from flows.forecast.measure import Measured
+from flows.forecast.predict import CELLS, LINEAR, Rows, Scale, Search, by_shard, by_step, duplicates, packed
 
 
 def near(value: float) -> object:

@@ -17,15 +17,15 @@ from typing import Any
 import torch
 
 from curation.encoder import pick_device
-from flows.calibration import Calibration
 from flows.config import Config, EvaluateRun, load_config
-from flows.extrapolate import cost, share
-from flows.measure import Bench
+from flows.forecast.laws import cost, share
+from flows.forecast.measure import Bench
+from flows.forecast.predict import Predicted, Scale
+from flows.forecast.prediction import Prediction, StagePrediction, save
+from flows.forecast.sample import Drawn, draw, draw_or_render
+from flows.forecast.stages import Calibration
 from flows.pipeline import declare
 from flows.plan import Node, Plan
-from flows.predict import Predicted, Scale
-from flows.prediction import Prediction, StagePrediction, save
-from flows.sample import Drawn, draw, draw_or_render
 from storage.artifact import Store
 from storage.errors import ConfigError, InputError
 from storage.runtime import Runtime, silent_progress

@@ -14,8 +14,8 @@ from curation.exact import as_float32
 from curation.index import EXPAND, INDEX, ExpandConfig, IndexConfig, shard_vectors
 from curation.ivf import SAMPLE
 from curation.search import cells_of, choose
-from flows.measure import Bench
-from flows.predict import GROWTH, LINEAR, Rows, Scale, Search
+from flows.forecast.measure import Bench
+from flows.forecast.predict import GROWTH, LINEAR, Rows, Scale, Search
 from storage.artifact import Artifact
 from storage.stage import Job, Output, ShardFunction, Stage, materialize
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from flows.extrapolate import (
+from flows.forecast.laws import (
     Estimate,
     Law,
     about,
@@ -14,7 +14,7 @@ from flows.extrapolate import (
     pace,
     warm_up,
 )  # fmt: skip
-from flows.measure import Measured
+from flows.forecast.measure import Measured
 
 ID = 200  # bytes of a sample's id, in Arrow, polars and as a Python string
 CANDIDATE = 1000  # bytes of a concept of an archive while it is written, with its donors

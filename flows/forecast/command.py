@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flows.calibrate import Request, calibrate_run
-from flows.extrapolate import Estimate
-from flows.predict import duration
-from flows.prediction import Prediction, StagePrediction
+from flows.forecast.calibrate import Request, calibrate_run
+from flows.forecast.laws import Estimate
+from flows.forecast.predict import duration
+from flows.forecast.prediction import Prediction, StagePrediction
 from flows.run import make_runtime
 from flows.terminal import print_json, say, size
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flows.extrapolate import NONE, Estimate, cost
+from flows.forecast.laws import NONE, Estimate, cost
 from flows.plan import Node
 from storage.artifact import Store
 from storage.errors import StoreError

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from curation.vocabulary import gallery_names
-from flows import predict
-from flows.calibrate_search import measure_search, seconds_of_a_product
 from flows.config import Config
-from flows.extrapolate import share
-from flows.measure import Bench, Measured, common_shards
+from flows.forecast import predict
+from flows.forecast.laws import share
+from flows.forecast.measure import Bench, Measured, common_shards
+from flows.forecast.predict import Captions, Predicted, Scale, Search
+from flows.forecast.sample import Drawn
+from flows.forecast.search import measure_search, seconds_of_a_product
 from flows.plan import Node, Plan
-from flows.predict import Captions, Predicted, Scale, Search
-from flows.sample import Drawn
 from storage.artifact import Artifact
 from storage.errors import ConfigError
 
