@@ -5,7 +5,6 @@ Every size runs in a process of its own, so that its peak memory is its own. Run
 """
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -54,8 +53,13 @@ def scaling(points: list[dict[str, Any]]) -> dict[str, Any]:
         "limit": small["us_per_image"],
         "limit_share": 1 / ratio,
         "note": f"{large['images']} images against {small['images']}; limit: linear time; "
-        + "; ".join(f"{p['images']}: {p['us_per_image']:.0f} us, {p['peak_gb']:.2f} GB" for p in points),
+        + "; ".join(map(_told, points)),
     }
+
+
+def _told(point: dict[str, Any]) -> str:
+    stages = ", ".join(f"{name} {1e6 * s / point['images']:.0f}" for name, s in point["seconds"].items())
+    return f"{point['images']}: {point['us_per_image']:.0f} us ({stages}), {point['peak_gb']:.2f} GB"
 
 
 def peak(points: list[dict[str, Any]]) -> dict[str, Any]:
@@ -91,13 +95,14 @@ def measure(images: int) -> dict[str, Any]:
         index = run(INDEX, IndexConfig(kind="ivf"), embeddings=made["embeddings"])
         neighbours = run(EXPAND, ExpandConfig(), embeddings=made["embeddings"], index=index)
         named = {name: made[name] for name in ("mentions", "vocabulary")}
-        run(ARCHIVE, ArchiveConfig(), neighbours=neighbours, index=index, **named)
+        archive = run(ARCHIVE, ArchiveConfig(), neighbours=neighbours, index=index, **named)
         facts = index.manifest.facts
+        peaks = [artifact.manifest.peak_bytes for artifact in (index, neighbours, archive)]
     return {
         "images": images,
         "seconds": seconds,
         "us_per_image": sum(seconds.values()) / images * 1e6,
-        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        "peak_gb": max(peaks) / 1e9,
         "recall": facts["recall"],
         "cells": facts["cells"],
         "probes": facts["effort"],

@@ -7,9 +7,10 @@ GPU, threads decode while it works.
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +20,10 @@ from torch import Tensor
 
 from curation.agreement import agreement
 from curation.decode import Decode, Decoder, exact_decoder, fast_decoder
-from curation.encoder import Encoder, Precision, load_encoder
+from curation.encoder import Encoder, Precision, load_encoder, pick_device
 from curation.stopwatch import Timed
 from curation.threads import each_alone
-from storage.errors import InputError
+from storage.errors import ConfigError, InputError
 from storage.reader import IMAGE_EXTENSIONS, CorpusReader, image_bytes
 from storage.schemas import table_of, vector_column
 from storage.stage import WHOLE, Job, Output, ShardFunction, Stage
@@ -36,8 +37,19 @@ class EmbedConfig:
     """How images become vectors. All of it changes bytes, so all of it is identity."""
 
     batch_size: int = 64  # images per forward pass
-    precision: Precision = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"  # auto: see `decided`
     decode: Decode = "exact"  # open_clip's own transform; "fast": a copy, refused where vectors differ by it
+
+
+def decided(config: EmbedConfig) -> EmbedConfig:
+    """The same with ``auto`` replaced by what suits this machine: bf16 where torch finds a GPU, else fp32.
+
+    Vectors are known by the precision they were made in, so it is decided where a run is declared and not
+    where a batch happens to be encoded.
+    """
+    if config.precision != "auto":
+        return config
+    return replace(config, precision="bf16" if pick_device("auto").type == "cuda" else "fp32")
 
 
 @dataclass(frozen=True)
@@ -66,15 +78,24 @@ def embed(job: Job[EmbedConfig]) -> None:
 
 
 def _make_comparison(config: EmbedConfig, reader: CorpusReader, folder: str, device: str) -> ShardFunction:
-    encoder = load_encoder(folder, device, config.precision)
+    encoder = load_encoder(folder, device, _precision(config))
     return lambda _: Output(facts=agreement(encoder, reader, config.batch_size))
 
 
 def _make_shard_function(
     config: EmbedConfig, reader: CorpusReader, folder: str, device: str
 ) -> ShardFunction:
-    encoder = load_encoder(folder, device, config.precision)
+    encoder = load_encoder(folder, device, _precision(config))
     return lambda shard: embed_shard(config, encoder, reader, shard)
+
+
+def _precision(config: EmbedConfig) -> Precision:
+    if config.precision == "auto":
+        raise ConfigError(
+            "embed.precision 'auto' says nothing of the vectors: name fp32, bf16 or fp16, or let "
+            "curation.embed.decided choose for this machine before the stage is declared"
+        )
+    return config.precision
 
 
 def embed_shard(config: EmbedConfig, encoder: Encoder, reader: CorpusReader, shard: str) -> Output:

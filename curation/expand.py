@@ -18,8 +18,9 @@ SPARE = 8  # rows fetched beyond the wanted ones, so that float64 has a choice a
 BITS = 24  # of the exact products that decide
 ERROR = 4e-6  # cosine; float32 products of unit vectors err by less, up to some thousand dimensions
 ORDERED = 32  # queries whose rows are in float64 at a time
+UNSURE = 128  # queries that are compared with all rows in float64 at a time
 QUERIES, ROWS = 1024, 32_768  # a block of float32 similarities takes 128 MiB of a GPU
-ASKED, MET = 256, 2048  # a thread's block takes 2 MiB: the processor's cache
+ASKED, MET = 1024, 4096  # a thread's block takes 16 MiB; much smaller products run at half the rate
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,8 +170,8 @@ def _search(
     rows_QL, similarity_QL = rows_QF[:, :count], similarity_QF[:, :count]
     left_out = fetched < len(vectors_MD)
     unsure = np.flatnonzero(left_out & (similarity_QL[:, -1] <= least_Q + ERROR))
-    for start in range(0, len(unsure), ASKED):
-        part = unsure[start : start + ASKED]
+    for start in range(0, len(unsure), UNSURE):
+        part = unsure[start : start + UNSURE]
         found = _search_float64(queries_QD[part], vectors_MD, similarity_QL[part, -1], count)
         rows_QL[part], similarity_QL[part] = found
     return rows_QL, similarity_QL
@@ -195,11 +196,12 @@ def _keep_here(
     best_QC: NDArray[np.float32],
     row_QC: NDArray[np.int64],
 ) -> None:
-    """Each thread multiplies its queries with so few rows at a time that the products stay in its cache."""
+    """Each thread multiplies queries of its own, with some thousand rows at a time."""
     block, row_R = torch.from_numpy(block_RD), np.arange(first, first + len(block_RD))
+    step = max(1, min(ASKED, -(-len(queries_QD) // torch.get_num_threads())))
 
     def multiply(start: int) -> None:
-        asked = slice(start, start + ASKED)
+        asked = slice(start, start + step)
         queries, kept = torch.from_numpy(as_float32(queries_QD[asked])), (best_QC[asked], row_QC[asked])
         slots, products = np.arange(len(queries)), torch.empty(len(queries) * MET)  # new memory is slow
         for at in range(0, len(block), MET):
@@ -207,7 +209,7 @@ def _keep_here(
             found = products[: len(queries) * len(met)].view(len(queries), len(met))
             keep_largest(torch.mm(queries, met.T, out=found).numpy(), row_R[at : at + MET], slots, *kept)
 
-    for _ in each_alone(multiply, range(0, len(queries_QD), ASKED)):
+    for _ in each_alone(multiply, range(0, len(queries_QD), step)):
         pass
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from curation.embed import decided
 from curation.encoder import load_encoder
 from flows.claims import claim
 from flows.config import Config, load_config
@@ -48,7 +49,7 @@ def plan_run(config: Path, store: str, overrides: Sequence[str] = ()) -> tuple[s
 def declared(settings: Config, store: str) -> tuple[str, Plan]:
     """The name of a run and its declared stages, from a config that is already read."""
     plan = Plan(Store(store))
-    declare(plan, settings)
+    declare(plan, replace(settings, embed=decided(settings.embed)))
     return settings.name, plan
 
 

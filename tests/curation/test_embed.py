@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from curation.embed import EMBED, EmbedConfig, embed_shard, knobs
+from curation.embed import EMBED, EmbedConfig, decided, embed_shard, knobs
 from curation.encoder import WEIGHTS, Encoder, EncoderConfig, load_encoder
 from curation.images import decode_rgb
 from curation.openclip import open_clip
-from storage.errors import InputError
+from storage.errors import ConfigError, InputError
 from storage.reader import CorpusReader, image_bytes
 from storage.runtime import Runtime
 from storage.stage import materialize
@@ -244,3 +244,20 @@ def test_encoder_is_identified_by_its_bytes_not_its_place(
     shutil.copytree(tiny_encoder, moved)
     run = curate(curated.plan.store.url, scene_corpus, moved, until="embed")
     assert run["embed"] == curated["embed"]
+
+
+@pytest.mark.parametrize(("device", "precision"), [("cpu", "fp32"), ("cuda", "bf16")])
+def test_precision_auto_is_decided_by_the_device_and_others_stay(
+    monkeypatch: pytest.MonkeyPatch, device: str, precision: str
+) -> None:
+    monkeypatch.setattr("curation.embed.pick_device", lambda _: torch.device(device))
+    assert decided(EmbedConfig(precision="auto", batch_size=3)) == EmbedConfig(3, precision)  # type: ignore[arg-type]
+    assert decided(EmbedConfig(precision="fp16")).precision == "fp16"
+
+
+def test_precision_auto_that_nobody_decided_is_refused(
+    curate: Any, scene_corpus: Any, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    undecided = EmbedConfig(precision="auto")
+    with pytest.raises(ConfigError, match="name fp32, bf16 or fp16"):
+        curate(tmp_path, scene_corpus, tiny_encoder, until="embed", embed=undecided)

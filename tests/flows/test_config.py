@@ -103,7 +103,7 @@ def test_variable_that_is_not_set_is_told_with_the_remedy(tmp_path, monkeypatch)
     ("override", "told"),
     [
         ("expand.neighbours=many", "expand.neighbours"),
-        ("embed.precision=fp8", "'fp32', 'bf16' or 'fp16'"),
+        ("embed.precision=fp8", "'fp32', 'bf16', 'fp16' or 'auto'"),
         ("groups.grouping.regions=500", "ask for 1 to 255"),  # a ValueError of the class itself
         ("corpus.sources.0.name=a/b", "source name 'a/b'"),  # a ConfigError of the class itself
         ("corpus=3", "corpus"),
