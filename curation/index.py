@@ -4,7 +4,7 @@ import io
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -26,6 +26,7 @@ from storage.schemas import table_of
 from storage.stage import Job, Output, ShardFunction, Stage
 
 VECTORS = "vectors.npy"
+SEEDS = 8  # of hashes: one in a million corpora of millions needs a second
 Neighbours = tuple[NDArray[np.int64], NDArray[np.float32]]  # rows and similarities [Q, L]
 
 
@@ -161,10 +162,32 @@ class Index:
     searcher: Searcher | None = None  # none: every row is compared
 
     def rows_of(self, sample_ids: Sequence[str] | pl.Series) -> NDArray[np.int64]:
-        """Rows of samples, -1 for those that are not in the index."""
-        wanted = pl.DataFrame({"sample_id": sample_ids}, schema={"sample_id": pl.String})
-        found = wanted.join(self.ids, on="sample_id", how="left", maintain_order="left")
-        return found["row"].fill_null(-1).to_numpy().astype(np.int64)
+        """Rows of samples, -1 for those that are not in the index.
+
+        A join would go through all ids for every shard: these are hashed and sorted once.
+        """
+        seed, hash_M, row_M = self._hashed
+        wanted = pl.Series(sample_ids, dtype=pl.String)
+        if not len(hash_M):
+            return np.full(len(wanted), -1)
+        place = np.searchsorted(hash_M, wanted.hash(seed).to_numpy()).clip(max=len(hash_M) - 1)
+        rows = row_M[place]
+        return np.where((self.ids["sample_id"].gather(rows) == wanted).to_numpy(), rows, -1)
+
+    @cached_property
+    def _hashed(self) -> tuple[int, NDArray[np.uint64], NDArray[np.int64]]:
+        """A seed under which all ids have hashes of their own, these in order, and their rows.
+
+        Raises:
+            InputError: if two ids are equal.
+        """
+        for seed in range(SEEDS):
+            hash_M = self.ids["sample_id"].hash(seed).to_numpy()
+            row_M = np.argsort(hash_M)
+            hash_M = hash_M[row_M]
+            if (hash_M[1:] != hash_M[:-1]).all():
+                return seed, hash_M, row_M
+        raise InputError("two images of the index have the same sample_id; make the embeddings anew")
 
 
 def load_index(artifact: Artifact) -> Index:

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from numpy.typing import NDArray
 
-from curation.index import EXPAND, INDEX, VECTORS, ExpandConfig, IndexConfig, load_index
+from curation.index import EXPAND, INDEX, VECTORS, ExpandConfig, Index, IndexConfig, load_index
 from storage.artifact import Artifact
 from storage.errors import InputError
 from storage.runtime import Runtime
@@ -71,3 +71,21 @@ def test_index_of_a_corpus_without_an_image_says_where_to_look(
     run = curate(tmp_path / "store", corpus, tiny_encoder, until="embed")
     with pytest.raises(InputError, match=r"no image could be embedded.*see the quarantine table"):
         materialize(INDEX, IndexConfig(), {"embeddings": run["embed"]}, run.plan.store, Runtime(device="cpu"))
+
+
+def test_rows_of_samples_are_theirs_and_none_of_those_that_are_not_there() -> None:
+    every = [f"web/{n * 7919 % 1000:05d}" for n in range(1000)]
+    ids = pl.DataFrame({"sample_id": every}).with_row_index("row")
+    index = Index(ids, ids["sample_id"].to_numpy(), np.zeros((1000, 2), np.float16))
+    asked = np.random.default_rng(0).permutation(1000)[:50]
+    names = [every[row] for row in asked]
+    assert index.rows_of([*names, "web/elsewhere", ""]).tolist() == [*asked.tolist(), -1, -1]
+    assert index.rows_of([]).tolist() == []
+    empty = Index(ids[:0], ids["sample_id"][:0].to_numpy(), np.zeros((0, 2), np.float16))
+    assert empty.rows_of(["web/00001"]).tolist() == [-1]
+
+
+def test_rows_of_an_index_with_an_id_twice_are_refused() -> None:
+    ids = pl.DataFrame({"sample_id": ["web/1", "web/1"]}).with_row_index("row")
+    with pytest.raises(InputError, match="same sample_id"):
+        Index(ids, ids["sample_id"].to_numpy(), np.zeros((2, 2), np.float16)).rows_of(["web/1"])
