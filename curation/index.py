@@ -2,7 +2,7 @@
 
 import io
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,9 +23,11 @@ from curation.search import Kind, Searcher, build, cells_of, choose, tune
 from storage.artifact import Artifact
 from storage.errors import ConfigError, InputError
 from storage.schemas import table_of
-from storage.stage import Job, Output, ShardFunction, Stage
+from storage.stage import BlockFunction, Job, Output, Stage
 
 VECTORS = "vectors.npy"
+MET_IN_A_CELL = 64  # queries that a cell should meet at once, so that reading it is little of the work
+MOST_QUERIES = 1 << 17  # at once, for memory's sake
 SEEDS = 8  # of hashes: one in a million corpora of millions needs a second
 Neighbours = tuple[NDArray[np.int64], NDArray[np.float32]]  # rows and similarities [Q, L]
 
@@ -202,25 +204,41 @@ def expand(job: Job[ExpandConfig]) -> None:
     embeddings, index = job.artifact("embeddings"), job.artifact("index")
     exact = [earlier for earlier in job.earlier if not unpacked(earlier.inputs["index"])]
     before = None if unpacked(index) else known(exact, embeddings)
-    make = partial(_make_shard_function, job.config, embeddings, index, before, job.runtime.device)
-    job.map_shards(make, embeddings.shards)
+    make = partial(_make_block_function, job.config, embeddings, index, before, job.runtime.device)
+    job.map_blocks(make, embeddings.shards, _together(embeddings, index))
 
 
-def _make_shard_function(
+def _together(embeddings: Artifact, index: Artifact) -> int:
+    """Shards that are searched at once: every block of queries reads the corpus, cell by cell."""
+    cells, shards = int(index.manifest.facts.get("cells", 0)), embeddings.parts("embeddings")
+    queries = min(MET_IN_A_CELL * cells, MOST_QUERIES)
+    return max(1, queries * len(shards) // max(sum(part.rows for part in shards), 1))
+
+
+def _make_block_function(
     config: ExpandConfig, embeddings: Artifact, index_artifact: Artifact, before: Known | None, device: str
-) -> ShardFunction:
+) -> BlockFunction:
     index, where = load_index(index_artifact), pick_device(device).type
     new_R = new_rows(embeddings, before.shards) if before else np.zeros(0, np.int64)
 
     def nearest_of(shard: str, queries_QD: NDArray[np.float16]) -> Neighbours:
-        if index.searcher:
-            return index.searcher.nearest(queries_QD, index.vectors_MD, config.neighbours)
         if before and shard in before.shards:
             old = _still_there(index, before.neighbours, shard, new_R)
             return merged(queries_QD, index.vectors_MD, *old, new_R, config.neighbours, where)
         return nearest(queries_QD, index.vectors_MD, config.neighbours, where)
 
-    return lambda shard: _expand_shard(index, embeddings, nearest_of, shard)
+    def expand_block(shards: Sequence[str]) -> Iterator[tuple[str, Output]]:
+        vectors = [shard_vectors(embeddings, shard) for shard in shards]
+        if index.searcher:
+            found = index.searcher.nearest(np.concatenate(vectors), index.vectors_MD, config.neighbours)
+            ends = np.cumsum([len(part) for part in vectors])[:-1]
+            pairs: Iterable[Neighbours] = zip(*(np.split(each, ends) for each in found), strict=True)
+        else:
+            pairs = map(nearest_of, shards, vectors)
+        for shard, neighbours in zip(shards, pairs, strict=True):
+            yield shard, _neighbours_of(index, embeddings, shard, neighbours)
+
+    return expand_block
 
 
 def neighbour_rows(index: Index, neighbours: pa.Table) -> NDArray[np.int64]:
@@ -244,15 +262,9 @@ def _still_there(
     return rows_QL, (rows_QL >= 0).sum(axis=1) == lengths_Q
 
 
-def _expand_shard(
-    index: Index,
-    embeddings: Artifact,
-    nearest_of: Callable[[str, NDArray[np.float16]], Neighbours],
-    shard: str,
-) -> Output:
+def _neighbours_of(index: Index, embeddings: Artifact, shard: str, neighbours: Neighbours) -> Output:
     ids = embeddings.read("embeddings", shard, ["sample_id"])["sample_id"]
-    rows_QL, similarities_QL = nearest_of(shard, shard_vectors(embeddings, shard))
-    table = neighbours_table(ids, index.names, rows_QL, similarities_QL)
+    table = neighbours_table(ids, index.names, *neighbours)
     return Output(tables={"neighbours": table}, seen=len(ids), kept=len(ids))
 
 

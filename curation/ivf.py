@@ -17,7 +17,7 @@ from curation.largest import keep_largest, merge_slots, room
 from curation.ragged import Ragged, offsets_of
 from curation.threads import each_alone
 
-QUERIES = 16_384  # searched at a time: the more, the larger the products
+QUERIES = 1 << 17  # searched at a time: the more, the larger the products
 KEPT = 1 << 23  # neighbours that are kept at a time, so many of each probed cell
 CHUNK = 2048  # rows that meet all centroids at once
 PAIRS = 4096  # of queries and probed cells that are one thread's work

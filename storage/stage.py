@@ -52,6 +52,9 @@ class Output:
 
 
 ShardFunction = Callable[[str], Output]
+BlockFunction = Callable[
+    [Sequence[str]], Iterator[tuple[str, Output]]
+]  # of shards that are worked on together
 
 
 @dataclass(frozen=True)
@@ -92,12 +95,22 @@ class Job(Generic[C]):
         Raises:
             StoreError: when a shard that an engine was given has no record in the end.
         """
+        self.map_blocks(partial(_one_by_one, make), shards, 1)
+
+    def map_blocks(self, make: Callable[[], BlockFunction], shards: Sequence[str], together: int) -> None:
+        """The same with a function of ``together`` shards, for work that is dearer when shards come alone.
+
+        What it gives of a shard must not depend on the company.
+        """
         todo = [shard for shard in shards if _finished(self.folder, shard) is None]
+        blocks = {todo[start]: todo[start : start + together] for start in range(0, len(todo), together)}
+        sizes = {block[-1]: len(block) for block in blocks.values()}
         with self.runtime.progress(self.stage, len(shards)) as bar:
             bar.advance(len(shards) - len(todo), note="resumed" if len(todo) < len(shards) else "")
             if todo:
-                for record in self.runtime.engine(partial(_shard_task, make, self.folder, self.stage), todo):
-                    bar.advance(note=_note(record))
+                make_task = partial(_block_task, make, self.folder, self.stage, blocks)
+                for last in self.runtime.engine(make_task, list(blocks)):
+                    bar.advance(sizes[last.shard], note=_note(last))
                 self._refuse_lost(todo)
 
     def _refuse_lost(self, shards: Sequence[str]) -> None:
@@ -226,13 +239,24 @@ def _assemble(
     )
 
 
-def _shard_task(make: Callable[[], ShardFunction], folder: Folder, stage: str) -> ShardTask:
+def _one_by_one(make: Callable[[], ShardFunction]) -> BlockFunction:
+    function = make()
+    return lambda block: ((shard, function(shard)) for shard in block)
+
+
+def _block_task(
+    make: Callable[[], BlockFunction], folder: Folder, stage: str, blocks: Mapping[str, Sequence[str]]
+) -> ShardTask:
+    """Works on the block that begins with a shard; what comes back is the record of its last."""
     forget_peak()  # on a cluster this is a process of its own
     function = make()
 
-    def task(shard: str) -> ShardRecord:
+    def task(first: str) -> ShardRecord:
         started = time.perf_counter()
-        return _commit_shard(folder, stage, shard, function(shard), started)
+        for shard, output in function(blocks[first]):
+            record = _commit_shard(folder, stage, shard, output, started)
+            started = time.perf_counter()
+        return record
 
     return task
 

@@ -184,6 +184,23 @@ def test_stages_find_most_neighbours_with_a_certificate_in_the_manifest(
     assert np.mean(shares) == pytest.approx(facts["recall"], abs=0.03)
 
 
+def test_shards_searched_together_have_the_neighbours_of_shards_searched_alone(
+    embeddings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact, store = embeddings
+    config = IndexConfig(kind="ivf", recall=0.9, queries=200, cells=CELLS)
+    index = materialize(INDEX, config, {"embeddings": artifact}, store, Runtime(device="cpu"))
+    inputs = {"embeddings": artifact, "index": index}
+    found = []
+    for met in (1, 1 << 20):
+        monkeypatch.setattr("curation.index.MET_IN_A_CELL", met)
+        where = Store(str(tmp_path / str(met)))
+        found.append(materialize(EXPAND, ExpandConfig(8), inputs, where, Runtime(device="cpu")))
+    alone, together = ([part.sha256 for part in run.manifest.parts] for run in found)
+    assert len(alone) > 1
+    assert alone == together
+
+
 @pytest.mark.parametrize("kind", ["ivf", "ivfpq", "hnsw"])
 def test_index_built_twice_has_the_same_bytes(kind: Any, embeddings: Any, tmp_path: Path) -> None:
     artifact, _ = embeddings

@@ -12,7 +12,7 @@ from storage.errors import StoreError
 from storage.manifest import ShardRecord
 from storage.runtime import Runtime, ShardTask
 from storage.schemas import table_of
-from storage.stage import PROGRESS, Job, Output, ShardFunction, Stage, materialize
+from storage.stage import PROGRESS, BlockFunction, Job, Output, ShardFunction, Stage, materialize
 
 SHARDS = ("a/00000", "a/00001", "b/00000")
 
@@ -201,6 +201,29 @@ def test_stage_that_loses_a_sample_is_stopped_before_it_commits_the_shard(tmp_pa
         materialize(Stage("letters", 1, run_losing), Config(), {}, store, Runtime())
     assert store.artifacts() == []
     assert not list(tmp_path.rglob(f"{PROGRESS}/*.json"))
+
+
+def test_blocks_of_shards_broken_off_resume_with_the_result_of_single_shards(tmp_path: Path) -> None:
+    whole = run(tmp_path / "single")
+    trace = Trace(stop_at=SHARDS[-1])
+    asked: list[list[str]] = []
+
+    def make_block() -> BlockFunction:
+        def work(shards: Sequence[str]) -> Iterator[tuple[str, Output]]:
+            asked.append(list(shards))
+            return ((shard, shard_output(trace, Config(), shard)) for shard in shards)
+
+        return work
+
+    blocks = Stage("letters", 1, lambda job: job.map_blocks(make_block, SHARDS, 2))
+    with pytest.raises(KeyboardInterrupt):
+        materialize(blocks, Config(), {}, Store(str(tmp_path)), Runtime())
+    trace.stop_at = ""
+    artifact = materialize(blocks, Config(), {}, Store(str(tmp_path)), Runtime())
+    assert contents(artifact) == contents(whole)
+    assert identity(artifact) == identity(whole)
+    assert sorted(trace.shards) == sorted(SHARDS)  # none twice
+    assert asked[0] == list(SHARDS[:2])
 
 
 def test_stage_without_shards_says_that_its_inputs_are_empty(tmp_path: Path) -> None:
