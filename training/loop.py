@@ -9,30 +9,21 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from storage.errors import CocuError, StoreError
 from storage.files import Folder
 from storage.runtime import Progress
 from training.data import Batch
 from training.optim import OptimConfig, adamw, learning_rate
+from training.precision import Arithmetic, Precision
+from training.step import Objective, backward
 from training.threads import deterministic
 
 CHECKPOINT = "_progress/checkpoint.pt"
-
-
-class Objective(Protocol):
-    """A model with the loss of a batch."""
-
-    @property
-    def model(self) -> nn.Module:
-        """What is trained, in place."""
-
-    def loss(self, batch: Batch) -> Tensor:
-        """A scalar to minimise."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +32,8 @@ class LoopConfig:
 
     epochs: int = 30
     batch_size: int = 256  # samples
+    micro_batch: int = field(default=0, metadata={"identity": False})  # of one pass, to save memory; 0: all
+    precision: Precision = "auto"  # of the passes: bf16 on a GPU that has it, else fp32
     open_shards: int = 8  # shards in memory for shuffling
     checkpoint_every: int = 200  # steps
     seed: int = 0
@@ -89,12 +82,13 @@ def train(
     step, losses = restore(folder, objective.model, optimizer)
     objective.model.train()
     device = next(objective.model.parameters()).device
+    arithmetic = Arithmetic.of(config.precision, device)
     exactly = deterministic(device) if config.deterministic else nullcontext()
     with exactly, progress(title, steps) as bar:
         bar.advance(step)
         for batch in batches(step):
             rate = learning_rate(config.optim, step, steps)
-            loss = _step(objective, optimizer, batch, rate, config, step)
+            loss = _step(objective, optimizer, arithmetic, batch, rate, config, step)
             losses.step.append(step)
             losses.loss.append(loss)
             losses.rate.append(rate)
@@ -109,6 +103,7 @@ def train(
 def _step(
     objective: Objective,
     optimizer: torch.optim.Optimizer,
+    arithmetic: Arithmetic,
     batch: Batch,
     rate: float,
     config: LoopConfig,
@@ -117,15 +112,15 @@ def _step(
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
-    loss = objective.loss(batch)
-    value = float(loss.detach())
+    value = float(backward(objective, batch, arithmetic, config.micro_batch))
     if not math.isfinite(value):
         raise Diverged(
             f"the loss is {value} at step {step}; lower the learning rate ({rate:.2e}) or raise the warm-up"
         )
-    loss.backward()  # type: ignore[no-untyped-call]
+    arithmetic.scaler.unscale_(optimizer)
     nn.utils.clip_grad_norm_(objective.model.parameters(), config.optim.clip)
-    optimizer.step()
+    arithmetic.scaler.step(optimizer)
+    arithmetic.scaler.update()
     return value
 
 

@@ -19,6 +19,7 @@ from training.grouping import GroupingConfig, group, masks
 from training.groups import normalised, read_groups, resize_square
 from training.losses import noun_to_region
 from training.regions import Parts, RegionEncoder, Regions, trainable
+from training.step import Features
 
 
 @dataclass(frozen=True)
@@ -31,18 +32,43 @@ class RecognitionConfig:
 
 
 class Nouns:
-    """The noun instances of a batch: P of them, each with its image and the images that carry it too."""
+    """The noun instances of N images: P of them, each with its image and the images that carry it too."""
 
-    def __init__(self, batch: Batch, concept_vectors_CD: Tensor) -> None:
-        lists = [_nouns_of(batch, row) for row in range(len(batch.sample_ids))]
-        concept_P = np.concatenate(lists) if lists else np.zeros(0, np.int64)
-        owner_P = np.repeat(np.arange(len(lists)), [len(nouns) for nouns in lists])
-        self.vectors_PD = concept_vectors_CD[torch.from_numpy(concept_P)]
-        self.owner_P = torch.from_numpy(owner_P)
-        carries_CN = np.zeros((len(concept_vectors_CD), len(lists)), bool)
-        for row, named in enumerate(batch.named):
-            carries_CN[named, row] = True
-        self.carries_PN = torch.from_numpy(carries_CN[concept_P])
+    def __init__(self, features: Features) -> None:
+        """Reads them from the features of any number of pieces.
+
+        Args:
+            features: `noun_P` with `nouns_N` (how many an image), and `named_Q` with `named_N`.
+        """
+        self.owner_P = _owners(features["nouns_N"])
+        concept_U, place_P = torch.unique(features["noun_P"], return_inverse=True)
+        named_Q, owner_Q = features["named_Q"], _owners(features["named_N"])
+        known_Q = torch.isin(named_Q, concept_U)
+        carries_UN = torch.zeros(
+            len(concept_U), len(features["nouns_N"]), dtype=torch.bool, device=named_Q.device
+        )
+        carries_UN[torch.searchsorted(concept_U, named_Q[known_Q]), owner_Q[known_Q]] = True
+        self.carries_PN = carries_UN[place_P]
+
+
+def noun_features(batch: Batch) -> Features:
+    """Concept ids of a batch's nouns (fixed and drawn), and of all its samples may be called by."""
+    nouns = [_nouns_of(batch, row) for row in range(len(batch.sample_ids))]
+    return {
+        "noun_P": _flat(nouns),
+        "nouns_N": torch.tensor([len(own) for own in nouns]),
+        "named_Q": _flat(batch.named),
+        "named_N": torch.tensor([len(names) for names in batch.named]),
+    }
+
+
+def _flat(lists: Sequence[NDArray[np.int64]]) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *lists]))
+
+
+def _owners(count_N: Tensor) -> Tensor:
+    """To which sample each row belongs, where sample n has ``count_N[n]`` rows."""
+    return torch.arange(len(count_N), device=count_N.device).repeat_interleave(count_N)
 
 
 def _nouns_of(batch: Batch, row: int) -> NDArray[np.int64]:
@@ -68,21 +94,28 @@ class RecognitionObjective:
         trainable(self.model, config.trains)
         vectors = concepts["vector"].combine_chunks()
         table_CD = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(concepts), -1)
-        self.concept_vectors_CD = torch.from_numpy(table_CD.copy())
+        self.concept_vectors_CD = torch.from_numpy(table_CD.copy()).to(encoder.device)
         self.regions, self.groups = regions, groups
         self._stored: dict[str, dict[str, Tensor]] = {}
         self._maps: dict[str, dict[str, NDArray[np.uint8]]] = {}
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Of one batch, in nats."""
+    def encode(self, batch: Batch) -> Features:
+        """The regions' unit vectors, one image's after another's, and the concept ids of the nouns."""
         region_NKD, valid_NK = self._region_vectors(batch)
-        nouns, device = Nouns(batch, self.concept_vectors_CD), region_NKD.device
+        nouns = {name: ids.to(region_NKD.device) for name, ids in noun_features(batch).items()}
+        region_RD = functional.normalize(region_NKD[valid_NK], dim=-1)
+        return {"region_RD": region_RD, "regions_N": valid_NK.sum(dim=1), **nouns}
+
+    def contrast(self, features: Features) -> Tensor:
+        """The loss of all samples, in nats."""
+        region_NKD, valid_NK = padded(features["region_RD"], features["regions_N"])
+        nouns = Nouns(features)
         return noun_to_region(
-            functional.normalize(region_NKD, dim=-1),
+            region_NKD,
             valid_NK,
-            nouns.vectors_PD.to(device),
-            owner_P=nouns.owner_P.to(device),
-            carries_PN=nouns.carries_PN.to(device),
+            self.concept_vectors_CD[features["noun_P"]],
+            owner_P=nouns.owner_P,
+            carries_PN=nouns.carries_PN,
             scale=1 / self.config.temperature,
         )
 
@@ -122,6 +155,14 @@ class RecognitionObjective:
         if shard not in self._maps:
             self._maps[shard] = read_groups(self.groups, shard)
         return self._maps[shard]
+
+
+def padded(row_RD: Tensor, count_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of N samples as [N, K, D], K the largest count, zeros behind; and which of them are rows."""
+    largest = int(count_N.max()) if len(count_N) else 0
+    valid_NK = torch.arange(largest, device=count_N.device) < count_N[:, None]
+    padded_NKD = row_RD.new_zeros(*valid_NK.shape, row_RD.shape[1])
+    return padded_NKD.index_put((valid_NK,), row_RD), valid_NK
 
 
 def _located(batch: Batch) -> list[tuple[str, tuple[str, int]]]:

@@ -12,6 +12,7 @@ from training.groups import normalised
 from training.groupvit import GroupViT, GroupViTConfig, group_masks
 from training.groupvit_inference import group_logits, pixel_logits
 from training.losses import caption_contrast, multi_label_contrast
+from training.step import Features
 
 
 class GroupViTObjective:
@@ -20,7 +21,7 @@ class GroupViTObjective:
     def __init__(
         self, config: GroupViTConfig, encoder: EncoderLike, names: Sequence[str], prompt: str, seed: int
     ) -> None:
-        self.model: nn.Module = GroupViT(config).to(encoder.device)
+        self.model = GroupViT(config).to(encoder.device)
         self.encoder = encoder
         self.seed = seed
         self.crops = CropConfig()
@@ -31,19 +32,37 @@ class GroupViTObjective:
     def _tokens(self, texts: list[str]) -> Tensor:
         return self.encoder.tokenizer(texts, context_length=self.context).to(self.encoder.device)
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Of one batch, in nats."""
-        images_NCHW = normalised(self._pixels(batch), self.encoder)
-        drawn_NM = torch.from_numpy(batch.drawn_NM)
-        concepts_U, place = torch.unique(drawn_NM.clamp_min(0), return_inverse=True)
-        texts_MT = torch.cat([self._tokens(batch.captions), self.prompts_CT[concepts_U]])
-        longest = int(texts_MT.argmax(dim=1).max()) + 1  # what follows the last end of text is padding
-        image_ND, text_TD, scale = self.model(images_NCHW, texts_MT[:, :longest])
+    def encode(self, batch: Batch) -> Features:
+        """What the towers say of images, captions and drawn nouns, before the projectors.
+
+        The projectors normalise over the batch, so they belong to the contrast. Every noun is encoded once.
+        """
+        drawn_NM = torch.from_numpy(batch.drawn_NM).to(self.encoder.device)
+        concept_U = torch.unique(drawn_NM.clamp_min(0))
+        texts_TL = torch.cat([self._tokens(batch.captions), self.prompts_CT[concept_U]])
+        longest = int(texts_TL.argmax(dim=1).max()) + 1  # what follows the last end of text is padding
+        tokens_NGW, _ = self.model.image(normalised(self._pixels(batch), self.encoder))
+        text_TW = self.model.text(texts_TL[:, :longest])
         count = len(batch.captions)
-        nouns_NMD = text_TD[count:][place]
-        valid_NM = (drawn_NM >= 0).to(image_ND.device)
-        captions = caption_contrast(image_ND, text_TD[:count], scale)
-        return captions + multi_label_contrast(image_ND, nouns_NMD, valid_NM, scale)
+        return {
+            "image_NW": tokens_NGW.mean(dim=1),
+            "caption_NW": text_TW[:count],
+            "concept_UW": text_TW[count:],
+            "concept_U": concept_U,
+            "drawn_NM": drawn_NM,
+        }
+
+    def contrast(self, features: Features) -> Tensor:
+        """The loss of all samples, in nats. A noun of several pieces counts once, as in one."""
+        concept_U, row_U = _first_rows(features["concept_U"])
+        texts_TW = torch.cat([features["caption_NW"], features["concept_UW"][row_U]])
+        image_ND = functional.normalize(self.model.image_projector(features["image_NW"]), dim=-1)
+        text_TD = functional.normalize(self.model.text_projector(texts_TW), dim=-1)
+        caption_ND, concept_UD = text_TD[: len(image_ND)], text_TD[len(image_ND) :]
+        drawn_NM, scale = features["drawn_NM"], self.model.scale()
+        nouns_NMD = concept_UD[torch.searchsorted(concept_U, drawn_NM.clamp_min(0))]
+        captions = caption_contrast(image_ND, caption_ND, scale)
+        return captions + multi_label_contrast(image_ND, nouns_NMD, drawn_NM >= 0, scale)
 
     def _pixels(self, batch: Batch) -> Tensor:
         crops = [
@@ -51,6 +70,14 @@ class GroupViTObjective:
             for data, name in zip(batch.images, batch.sample_ids, strict=True)
         ]
         return to_tensor(crops)
+
+
+def _first_rows(concept_R: Tensor) -> tuple[Tensor, Tensor]:
+    """The different concepts of some rows, ascending, and for each the first row that has it."""
+    concept_U, place_R = torch.unique(concept_R, return_inverse=True)
+    rows_R = torch.arange(len(concept_R), device=concept_R.device)
+    first_U = torch.full_like(concept_U, len(concept_R)).scatter_reduce(0, place_R, rows_R, "amin")
+    return concept_U, first_U
 
 
 class GroupViTSegmenter:

@@ -140,4 +140,4 @@ def _curve(losses: Losses, samples: Loader) -> pa.Table:
     return table_of("losses", {"step": losses.step, "epoch": epoch, "loss": losses.loss, "rate": losses.rate})
 
 
-TRAIN = Stage("train", 1, train_segmenter)
+TRAIN = Stage("train", 2, train_segmenter)

@@ -16,6 +16,7 @@ from storage.runtime import silent_progress
 from training.data import Batch
 from training.loop import CHECKPOINT, Diverged, LoopConfig, Losses, train
 from training.optim import OptimConfig, adamw, learning_rate
+from training.step import Features
 
 STEPS = 23
 CONFIG = LoopConfig(checkpoint_every=5, seed=3, optim=OptimConfig(rate=0.05))
@@ -29,10 +30,13 @@ class Noisy:
         self.model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
         self.step, self.fail_at, self.value = 0, fail_at, value
 
-    def loss(self, batch: Any) -> Tensor:
-        predicted: Tensor = self.model(batch)
-        failing = batch[0, 0].item() == self.fail_at
-        return ((predicted - batch.sum(1, keepdim=True)) ** 2).mean() * (self.value if failing else 1)
+    def encode(self, batch: Any) -> Features:
+        return {"predicted_N1": self.model(batch), "true_N1": batch.sum(1, keepdim=True), "batch": batch}
+
+    def contrast(self, features: Features) -> Tensor:
+        failing = features["batch"][0, 0].item() == self.fail_at
+        squares_N1 = (features["predicted_N1"] - features["true_N1"]) ** 2
+        return squares_N1.mean() * (self.value if failing else 1)
 
 
 def batches(step: int) -> Iterator[Batch]:

@@ -25,7 +25,7 @@ from training.data import Batch
 from training.grouping import GroupingConfig
 from training.groups import GROUPS, REGIONS, GroupsConfig, RegionsConfig, read_groups
 from training.loop import LoopConfig
-from training.recognition import Nouns, RecognitionConfig, read_regions
+from training.recognition import Nouns, RecognitionConfig, noun_features, read_regions
 from training.train import MODEL, GroupingTraining
 
 LOOP = LoopConfig(epochs=2, batch_size=30)
@@ -133,7 +133,8 @@ def test_nouns_of_a_batch_carry_owner_and_the_images_that_are_no_negatives() -> 
         images=[b"", b""],
         references=(("s", 0), ("s", 1)),
     )
-    nouns = Nouns(batch, torch.eye(3))
+    features = noun_features(batch)
+    nouns = Nouns(features)
     assert nouns.owner_P.tolist() == [0, 0, 1, 1]
-    assert nouns.vectors_PD.argmax(1).tolist() == [0, 2, 1, 2]
+    assert features["noun_P"].tolist() == [0, 2, 1, 2]
     assert nouns.carries_PN.tolist() == [[True, False], [True, True], [True, True], [True, True]]

@@ -1,0 +1,111 @@
+"""Loss and gradient of one step, the same however its batch is split.
+
+A contrast needs the whole batch, a forward pass does not. So an objective has two parts: `encode` says of
+every sample what it says alone, `contrast` makes the loss of all of them. A batch too large for one pass
+is encoded piece by piece without a graph; the contrast of the merged features gives their gradients; and
+each piece is encoded once more to pass its share on to the weights (gradient caching, Gao et al., 2021).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from training.data import Batch
+from training.precision import Arithmetic
+
+Features = dict[str, Tensor]
+"""What is known of some samples: tensors by name, whose rows depend on one sample each.
+
+Features of several pieces are merged by laying their rows one after another, name by name. So a row never
+refers to another by its number; what has several rows a sample says how many.
+"""
+
+
+class Objective(Protocol):
+    """A model with the loss of a batch."""
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained, in place."""
+
+    def encode(self, batch: Batch) -> Features:
+        """What the samples say, each by itself."""
+
+    def contrast(self, features: Features) -> Tensor:
+        """The loss of all samples together, a scalar to minimise; features are float32 or whole numbers."""
+
+
+def backward(objective: Objective, batch: Batch, arithmetic: Arithmetic, micro_batch: int = 0) -> Tensor:
+    """Adds the gradients of a batch's loss to the model's, and returns the loss.
+
+    Args:
+        objective: model and loss.
+        batch: of one step.
+        arithmetic: precision of the forward passes. The gradients carry its scale.
+        micro_batch: samples of one forward pass; 0 for all of them. The last pass keeps its graph, so
+            that k passes cost k - 1 more forward passes and no more memory than the largest.
+
+    Returns:
+        Scalar, detached and not scaled.
+    """
+    *others, last = split(batch, micro_batch)
+    with torch.no_grad():
+        pieces = [_encode(objective, other, arithmetic) for other in others]
+    kept = _encode(objective, last, arithmetic)
+    merged = _leaves(merge([*pieces, kept]))
+    loss = objective.contrast(merged)
+    arithmetic.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    *shares, share = _gradients(merged, [*pieces, kept])
+    _pass_on(kept, share)
+    for other, gradients in zip(others, shares, strict=True):
+        _pass_on(_encode(objective, other, arithmetic), gradients)
+    return loss.detach()
+
+
+def split(batch: Batch, size: int) -> list[Batch]:
+    """A batch in pieces of ``size`` samples (the last one may be smaller); 0 leaves it whole."""
+    if size == 0:
+        return [batch]
+    starts = range(0, len(batch.sample_ids), size)
+    return [_piece(batch, slice(start, start + size)) for start in starts]
+
+
+def _piece(batch: Batch, rows: slice) -> Batch:
+    """Every field of a batch is one of its samples', in order, except numbers that hold for all."""
+    values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    return dataclasses.replace(batch, **{n: v[rows] for n, v in values.items() if not isinstance(v, int)})
+
+
+def merge(pieces: Sequence[Features]) -> Features:
+    """Features of several pieces as those of one."""
+    return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _encode(objective: Objective, batch: Batch, arithmetic: Arithmetic) -> Features:
+    with arithmetic.autocast():
+        features = objective.encode(batch)
+    return {name: rows.float() if rows.is_floating_point() else rows for name, rows in features.items()}
+
+
+def _leaves(features: Features) -> Features:
+    """The same values, where a gradient stops."""
+    return {n: rows.detach().requires_grad_(rows.is_floating_point()) for n, rows in features.items()}
+
+
+def _gradients(merged: Features, pieces: Sequence[Features]) -> list[Features]:
+    """The gradients that the merged features were given, by pieces."""
+    found: list[Features] = [{} for _ in pieces]
+    for name, rows in merged.items():
+        if rows.grad is not None:
+            lengths = [len(piece[name]) for piece in pieces]
+            for gradients, share in zip(found, torch.split(rows.grad, lengths), strict=True):
+                gradients[name] = share
+    return found
+
+
+def _pass_on(features: Features, gradients: Features) -> None:
+    names = [name for name in gradients if features[name].requires_grad]
+    torch.autograd.backward([features[n] for n in names], [gradients[n] for n in names])
