@@ -287,5 +287,5 @@ def neighbours_table(
     return table_of("neighbours", columns)
 
 
-INDEX = Stage("index", 2, build_index)
+INDEX = Stage("index", 3, build_index)
 EXPAND = Stage("expand", 1, expand, looks_back=True)

@@ -179,7 +179,7 @@ def _root(rows: float) -> float:
     return float(rows**0.5)
 
 
-# exact: every row is compared. Cells: 4·√N of them, so that centroids and the rows of the probed cells both
+# exact: every row is compared. Cells: 2·√N of them, so that centroids and the rows of the probed cells both
 # grow with √N; with a fixed number of cells the search is linear. A graph: log N a query.
 LINEAR = Growth(lambda n: (1.0, n), lambda n: (1.0, n), ("a + b·N", "N·(a + b·N)"))
 CELLS = Growth(lambda n: (n, n * _root(n)), lambda n: (1.0, _root(n)), ("N·(a + b·√N)", "N·(a + b·√N)"))

@@ -139,7 +139,7 @@ def test_auto_chooses_by_rows_memory_and_floor(rows: int, memory: float, recall:
 
 
 def test_cells_grow_with_the_root_of_the_rows() -> None:
-    assert [cells_of(n) for n in (1, 62_500, 1_000_000)] == [1, 1024, 4096]
+    assert [cells_of(n) for n in (1, 62_500, 1_000_000)] == [1, 512, 2048]
 
 
 def write_embeddings(job: Job[Any]) -> None:
