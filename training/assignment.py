@@ -4,34 +4,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.gumbel import gumbel
 from training.transformer import Attention, Mlp
 
 
-def hard_assignment(logits_NGT: Tensor, *, noisy: bool) -> Tensor:
+def hard_assignment(logits_NGT: Tensor, keys_N2: Tensor | None = None) -> Tensor:
     """Assigns every token to one group, with the gradient of the soft assignment.
 
     Args:
         logits_NGT: similarity of G groups to T tokens.
-        noisy: add Gumbel noise, as in training; it is drawn from PyTorch's default generator of
-            the tensor's device, so restoring that generator's state repeats it.
+        keys_N2: of the samples' Gumbel noise, as in training (`training.gumbel`); without them the
+            assignment is the arg max.
 
     Returns:
         (N, G, T) in the dtype of the logits, exactly one-hot over the groups.
     """
     scores_NGT = logits_NGT.float()
-    if noisy:
-        scores_NGT = scores_NGT + _gumbel_like(scores_NGT)
+    if keys_N2 is not None:
+        scores_NGT = scores_NGT + gumbel(keys_N2, *scores_NGT.shape[1:])
     soft_NGT = scores_NGT.softmax(dim=1)
     winners_N1T = soft_NGT.argmax(dim=1, keepdim=True)
     hard_NGT = torch.zeros_like(soft_NGT).scatter_(1, winners_N1T, 1.0)
     # The bracket is zero in value, so that the sum stays one-hot to the last bit.
     return (hard_NGT + (soft_NGT - soft_NGT.detach())).to(logits_NGT.dtype)
-
-
-def _gumbel_like(scores: Tensor) -> Tensor:
-    """Standard Gumbel noise. An exponential draw can be zero, whose logarithm would be infinite."""
-    draws = torch.empty_like(scores).exponential_()
-    return -draws.clamp_min(torch.finfo(draws.dtype).tiny).log()
 
 
 class Mixer(nn.Module):
@@ -57,11 +52,13 @@ class Assignment(nn.Module):
         self.value = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, groups_NGW: Tensor, tokens_NTW: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, groups_NGW: Tensor, tokens_NTW: Tensor, keys_N2: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Returns the groups' averages of their tokens, (N, G, W), and the soft map, (N, G, T)."""
         queries_NGW, keys_NTW = self.query(groups_NGW), self.key(tokens_NTW)
         logits_NGT = queries_NGW @ keys_NTW.transpose(1, 2) * groups_NGW.shape[-1] ** -0.5
-        hard_NGT = hard_assignment(logits_NGT, noisy=self.training)
+        hard_NGT = hard_assignment(logits_NGT, keys_N2)
         # One more than the sum: a group that won no token gets nothing instead of dividing by zero.
         shares_NGT = hard_NGT / (hard_NGT.sum(dim=-1, keepdim=True) + 1)
         return self.out(shares_NGT @ self.value(tokens_NTW)), logits_NGT.softmax(dim=1)
@@ -104,12 +101,14 @@ class GroupingBlock(nn.Module):
         self.norm_mlp = nn.LayerNorm(width)
         self.mlp = Mlp(width, 4 * width, width, nn.GELU())
 
-    def forward(self, tokens_NTW: Tensor, groups_NGW: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens_NTW: Tensor, groups_NGW: Tensor, keys_N2: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Returns the groups as new tokens, (N, G, W), and the soft assignment, (N, G, T)."""
         tokens_NTW = self.norm_tokens(tokens_NTW)
         groups_NGW = self.norm_mixed(self.mixer(self.norm_groups(groups_NGW)))
         groups_NGW = self.context(groups_NGW, tokens_NTW)
-        gathered_NGW, soft_NGT = self.assignment(groups_NGW, tokens_NTW)
+        gathered_NGW, soft_NGT = self.assignment(groups_NGW, tokens_NTW, keys_N2)
         merged_NGW = groups_NGW + gathered_NGW
         return merged_NGW + self.mlp(self.norm_mlp(merged_NGW)), soft_NGT
 

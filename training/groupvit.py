@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.assignment import GroupingBlock, Mixer, group_masks
+from training.gumbel import stage_keys
 from training.text import TextTower
 from training.transformer import Block
 
@@ -86,7 +87,7 @@ class Stage(nn.Module):
             self.inherit = nn.Sequential(nn.LayerNorm(width), mixer)
 
     def forward(
-        self, tokens_NTW: Tensor, previous_NPW: Tensor | None
+        self, tokens_NTW: Tensor, previous_NPW: Tensor | None, keys_N2: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Returns the new tokens, this stage's group tokens and its soft assignment (N, G, T)."""
         if self.group_tokens is None or self.grouping is None:
@@ -97,7 +98,7 @@ class Stage(nn.Module):
         joint_NTW = self._attend(torch.cat([tokens_NTW, own_NGW], dim=1))
         length = tokens_NTW.shape[1]
         tokens_NTW, own_NGW = joint_NTW[:, :length], joint_NTW[:, length:]
-        merged_NGW, soft_NGT = self.grouping(tokens_NTW, own_NGW)
+        merged_NGW, soft_NGT = self.grouping(tokens_NTW, own_NGW, keys_N2)
         return merged_NGW, own_NGW, soft_NGT
 
     def _attend(self, tokens_NTW: Tensor) -> Tensor:
@@ -125,8 +126,10 @@ class ImageTower(nn.Module):
         self.norm = nn.LayerNorm(width)
         self._initialise()
 
-    def forward(self, image_NCHW: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, image_NCHW: Tensor, keys_N2: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Returns the last group tokens, (N, G, W), and the stages' soft assignments.
+
+        With keys, tokens are assigned by Gumbel noise made from them (see `training.gumbel`).
 
         Raises:
             ValueError: if height or width is no multiple of the patch size.
@@ -137,8 +140,9 @@ class ImageTower(nn.Module):
         tokens_NTW = self.norm_patches(patches_NWhw.flatten(2).transpose(1, 2))
         tokens_NTW = tokens_NTW + self._positions_for(*grid)
         groups_NGW, assignments = None, []
-        for stage in self.stages:
-            tokens_NTW, groups_NGW, soft_NGT = stage(tokens_NTW, groups_NGW)
+        for number, stage in enumerate(self.stages):
+            own_N2 = None if keys_N2 is None else stage_keys(keys_N2, number)
+            tokens_NTW, groups_NGW, soft_NGT = stage(tokens_NTW, groups_NGW, own_N2)
             if soft_NGT is not None:
                 assignments.append(soft_NGT)
         first_NGhw = assignments[0].reshape(*assignments[0].shape[:2], *grid)
@@ -205,8 +209,8 @@ class Projector(nn.Module):
 class GroupViT(nn.Module):
     """Image tower, text tower and their projectors.
 
-    In training mode assignments are drawn with Gumbel noise from PyTorch's default generator; in
-    evaluation mode they are the arg max.
+    Assignments are drawn with Gumbel noise where keys for it are given, as in training, in whichever
+    mode; without keys they are the arg max.
     """
 
     def __init__(self, config: GroupViTConfig) -> None:
@@ -225,9 +229,11 @@ class GroupViT(nn.Module):
         self.text_projector = Projector(config.text_width, hidden, shared)
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init))
 
-    def forward(self, image_NCHW: Tensor, tokens_MT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, image_NCHW: Tensor, tokens_MT: Tensor, keys_N2: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns what the losses take: float32 unit vectors (N, D), (M, D) and the logits' scale."""
-        tokens_NGW, _ = self.image(image_NCHW)
+        tokens_NGW, _ = self.image(image_NCHW, keys_N2)
         image_ND = self.image_projector(tokens_NGW.mean(dim=1)).float()
         text_MD = self.encode_text(tokens_MT).float()
         unit_image_ND = functional.normalize(image_ND, dim=-1)

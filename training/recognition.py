@@ -99,6 +99,11 @@ class RecognitionObjective:
         self._stored: dict[str, dict[str, Tensor]] = {}
         self._maps: dict[str, dict[str, NDArray[np.uint8]]] = {}
 
+    @property
+    def towers(self) -> dict[str, nn.Module]:
+        """What `encode` runs."""
+        return {"visual": self.model.visual}
+
     def encode(self, batch: Batch) -> Features:
         """The regions' unit vectors, one image's after another's, and the concept ids of the nouns."""
         region_NKD, valid_NK = self._region_vectors(batch)

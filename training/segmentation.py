@@ -11,6 +11,7 @@ from training.encoder import EncoderLike
 from training.groups import normalised
 from training.groupvit import GroupViT, GroupViTConfig, group_masks
 from training.groupvit_inference import group_logits, pixel_logits
+from training.gumbel import sample_keys
 from training.losses import caption_contrast, multi_label_contrast
 from training.step import Features
 
@@ -32,6 +33,11 @@ class GroupViTObjective:
     def _tokens(self, texts: list[str]) -> Tensor:
         return self.encoder.tokenizer(texts, context_length=self.context).to(self.encoder.device)
 
+    @property
+    def towers(self) -> dict[str, nn.Module]:
+        """What `encode` runs."""
+        return {"image": self.model.image, "text": self.model.text}
+
     def encode(self, batch: Batch) -> Features:
         """What the towers say of images, captions and drawn nouns, before the projectors.
 
@@ -41,7 +47,8 @@ class GroupViTObjective:
         concept_U = torch.unique(drawn_NM.clamp_min(0))
         texts_TL = torch.cat([self._tokens(batch.captions), self.prompts_CT[concept_U]])
         longest = int(texts_TL.argmax(dim=1).max()) + 1  # what follows the last end of text is padding
-        tokens_NGW, _ = self.model.image(normalised(self._pixels(batch), self.encoder))
+        keys_N2 = sample_keys(batch.sample_ids, seed=self.seed, epoch=batch.epoch).to(self.encoder.device)
+        tokens_NGW, _ = self.model.image(normalised(self._pixels(batch), self.encoder), keys_N2)
         text_TW = self.model.text(texts_TL[:, :longest])
         count = len(batch.captions)
         return {

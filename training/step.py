@@ -7,12 +7,13 @@ each piece is encoded once more to pass its share on to the weights (gradient ca
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from storage.errors import ConfigError
 from training.data import Batch
 from training.precision import Arithmetic
 
@@ -30,6 +31,10 @@ class Objective(Protocol):
     @property
     def model(self) -> nn.Module:
         """What is trained, in place."""
+
+    @property
+    def towers(self) -> Mapping[str, nn.Module]:
+        """Of the model, what `encode` runs, by names for people."""
 
     def encode(self, batch: Batch) -> Features:
         """What the samples say, each by itself."""
@@ -50,8 +55,13 @@ def backward(objective: Objective, batch: Batch, arithmetic: Arithmetic, micro_b
 
     Returns:
         Scalar, detached and not scaled.
+
+    Raises:
+        ConfigError: for a batch in several pieces and a tower in which samples depend on each other.
     """
     *others, last = split(batch, micro_batch)
+    if others:
+        require_independent_samples(objective.towers)
     with torch.no_grad():
         pieces = [_encode(objective, other, arithmetic) for other in others]
     kept = _encode(objective, last, arithmetic)
@@ -63,6 +73,28 @@ def backward(objective: Objective, batch: Batch, arithmetic: Arithmetic, micro_b
     for other, gradients in zip(others, shares, strict=True):
         _pass_on(_encode(objective, other, arithmetic), gradients)
     return loss.detach()
+
+
+def require_independent_samples(towers: Mapping[str, nn.Module]) -> None:
+    """Refuses what makes a sample's features depend on the others, or on how often it is encoded.
+
+    Raises:
+        ConfigError: naming the first layer.
+    """
+    for tower, root in towers.items():
+        for name, layer in root.named_modules():
+            if layer.training and _mixes_samples(layer):
+                raise ConfigError(
+                    f"{tower}.{name} is a {type(layer).__name__} in training: a batch in several pieces "
+                    "would have other gradients than in one; give micro_batch = 0 and one process, or train "
+                    "less of the tower"
+                )
+
+
+def _mixes_samples(layer: nn.Module) -> bool:
+    rates = (getattr(layer, name, 0.0) for name in ("p", "drop_prob", "dropout"))
+    drops = any(isinstance(rate, float) and rate > 0 for rate in rates)
+    return drops or isinstance(layer, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001  (their common class)
 
 
 def split(batch: Batch, size: int) -> list[Batch]:

@@ -30,6 +30,10 @@ class Noisy:
         self.model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
         self.step, self.fail_at, self.value = 0, fail_at, value
 
+    @property
+    def towers(self) -> dict[str, nn.Module]:
+        return {"model": self.model}
+
     def encode(self, batch: Any) -> Features:
         return {"predicted_N1": self.model(batch), "true_N1": batch.sum(1, keepdim=True), "batch": batch}
 

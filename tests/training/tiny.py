@@ -1,0 +1,112 @@
+"""Both objectives at tiny size, on rendered scenes. Worker processes of the tests import it by its name."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from curation.openclip import open_clip
+from curation.scenes import SceneConfig, encode_jpeg, render_scene
+from training.data import Batch
+from training.groupvit import GroupViTConfig
+from training.recognition import RecognitionConfig, RecognitionObjective
+from training.regions import Parts
+from training.segmentation import GroupViTObjective
+
+CONCEPTS = 9
+SIZE = 32  # pixels
+GROUPVIT = GroupViTConfig(
+    image_size=SIZE,
+    patch_size=8,
+    width=24,
+    heads=3,
+    depths=(2, 1, 1),
+    groups=(6, 4, 0),
+    text_width=16,
+    text_layers=2,
+    text_heads=2,
+    context_length=10,
+    vocab_size=50,
+    projection_dim=12,
+    projection_hidden=20,
+)
+
+
+def tokens_of(texts: Sequence[str], context_length: int) -> Tensor:
+    """Letters as ids from 1; 49 ends a text and 0 pads it."""
+    rows = [[*(1 + ord(letter) % 47 for letter in text[: context_length - 1]), 49] for text in texts]
+    return torch.tensor([row + [0] * (context_length - len(row)) for row in rows])
+
+
+@dataclass
+class Encoder:
+    """As much of an encoder as the objectives read."""
+
+    visual: nn.Module
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.3, 0.3, 0.3)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    tokenizer: Callable[..., Tensor] = tokens_of
+
+
+def batch(count: int, epoch: int = 0) -> Batch:
+    """Scenes whose captions differ in length; some have fewer nouns than others, and many share one."""
+    rng = np.random.default_rng(epoch)
+    drawn_NM = rng.integers(-1, CONCEPTS, (count, 3))
+    drawn_NM[0] = -1
+    fixed = [rng.choice(CONCEPTS, n % 3, replace=False).astype(np.int64) for n in range(count)]
+    named = [np.union1d(row[row >= 0], own) for row, own in zip(drawn_NM, fixed, strict=True)]
+    scenes = [render_scene(SceneConfig(), 5, epoch * count + n, "salient") for n in range(count)]
+    return Batch(
+        epoch=epoch,
+        sample_ids=[f"scenes/0/{n}" for n in range(count)],
+        captions=["abcdefg"[: 2 + n % 5] + str(n) for n in range(count)],
+        drawn_NM=drawn_NM,
+        fixed=fixed,
+        named=named,
+        images=[encode_jpeg(scene.image_HWC) for scene in scenes],
+        references=tuple(("scenes/0", n) for n in range(count)),
+    )
+
+
+def groupvit() -> GroupViTObjective:
+    """In training mode, with noise."""
+    torch.manual_seed(1)
+    encoder = cast("Any", Encoder(nn.Identity()))
+    made = GroupViTObjective(GROUPVIT, encoder, [f"{n}" * (n + 1) for n in range(CONCEPTS)], "a {}", seed=4)
+    _spread(made.model)
+    made.model.train()
+    return made
+
+
+def _spread(model: nn.Module) -> None:
+    """Fresh weights see nearly the same in every image, and batch norms blow up the rounding errors."""
+    stream = torch.Generator().manual_seed(7)
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            weight.data.normal_(std=0.3, generator=stream)
+
+
+def recognition(trains: Parts = "all") -> RecognitionObjective:
+    """A transformer on label maps of 2 to 5 regions."""
+    torch.manual_seed(1)
+    sizes = {"image_size": SIZE, "patch_size": 8, "width": 32, "layers": 3, "heads": 4, "mlp_ratio": 2.0}
+    tower = open_clip.transformer.VisionTransformer(**sizes, output_dim=16)
+    vectors_CD = nn.functional.normalize(torch.randn(CONCEPTS, 16), dim=-1)
+    concepts = pa.table({"vector": pa.FixedSizeListArray.from_arrays(vectors_CD.flatten().numpy(), 16)})
+    config, encoder = RecognitionConfig(trains=trains, size=SIZE), cast("Any", Encoder(tower))
+    made = RecognitionObjective(config, encoder, concepts, regions=None, groups=cast("Any", True))
+    rng = np.random.default_rng(2)
+    made._maps["scenes/0"] = {
+        str(n): rng.integers(0, 2 + n % 4, (SIZE // 8, SIZE // 8)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
+        for n in range(64)
+    }
+    made.model.train()
+    return made
+
+
+MAKE: dict[str, Callable[[], Any]] = {"groupvit": groupvit, "recognition": recognition}
