@@ -64,3 +64,4 @@ class Runtime:
     progress: Progress = silent_progress
     load_encoder: Callable[..., Any] = no_encoder  # training and evaluation are handed one, they import none
     locations: Locations = field(default_factory=dict)
+    processes: int = 1  # of a training, each with a part of every batch

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from storage.errors import ConfigError
 from training.data import Batch
+from training.distributed import ALONE, Peers
 from training.precision import Arithmetic
 
 Features = dict[str, Tensor]
@@ -43,35 +44,47 @@ class Objective(Protocol):
         """The loss of all samples together, a scalar to minimise; features are float32 or whole numbers."""
 
 
-def backward(objective: Objective, batch: Batch, arithmetic: Arithmetic, micro_batch: int = 0) -> Tensor:
-    """Adds the gradients of a batch's loss to the model's, and returns the loss.
+def backward(
+    objective: Objective,
+    batch: Batch,
+    arithmetic: Arithmetic,
+    micro_batch: int = 0,
+    peers: Peers = ALONE,
+) -> Tensor:
+    """Gives the model, which has none, the gradients of a batch's loss, and returns the loss.
 
     Args:
         objective: model and loss.
-        batch: of one step.
+        batch: this process' samples of one step.
         arithmetic: precision of the forward passes. The gradients carry its scale.
         micro_batch: samples of one forward pass; 0 for all of them. The last pass keeps its graph, so
             that k passes cost k - 1 more forward passes and no more memory than the largest.
+        peers: whose samples are of the same step. All of them get the same loss and gradients.
 
     Returns:
-        Scalar, detached and not scaled.
+        Scalar: the loss of all processes' samples together, detached and not scaled.
 
     Raises:
         ConfigError: for a batch in several pieces and a tower in which samples depend on each other.
+        PeerLost: when another process does not take part.
     """
     *others, last = split(batch, micro_batch)
-    if others:
+    if others or peers.world > 1:
         require_independent_samples(objective.towers)
     with torch.no_grad():
         pieces = [_encode(objective, other, arithmetic) for other in others]
     kept = _encode(objective, last, arithmetic)
-    merged = _leaves(merge([*pieces, kept]))
-    loss = objective.contrast(merged)
+    own = merge([*pieces, kept])
+    gathered = peers.gather(list(own.values()))
+    leaves = {name: _leaf(rows) for name, (rows, _) in zip(own, gathered, strict=True)}
+    loss = objective.contrast(leaves)
     arithmetic.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-    *shares, share = _gradients(merged, [*pieces, kept])
+    begins = {name: begin for name, (_, begin) in zip(own, gathered, strict=True)}
+    *shares, share = _gradients(leaves, begins, [*pieces, kept], peers.world)
     _pass_on(kept, share)
     for other, gradients in zip(others, shares, strict=True):
         _pass_on(_encode(objective, other, arithmetic), gradients)
+    peers.average_gradients(objective.model.parameters())
     return loss.detach()
 
 
@@ -102,11 +115,11 @@ def split(batch: Batch, size: int) -> list[Batch]:
     if size == 0:
         return [batch]
     starts = range(0, len(batch.sample_ids), size)
-    return [_piece(batch, slice(start, start + size)) for start in starts]
+    return [piece(batch, slice(start, start + size)) for start in starts]
 
 
-def _piece(batch: Batch, rows: slice) -> Batch:
-    """Every field of a batch is one of its samples', in order, except numbers that hold for all."""
+def piece(batch: Batch, rows: slice) -> Batch:
+    """Some samples of a batch. Its fields list what is the samples' own, in order; numbers hold for all."""
     values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
     return dataclasses.replace(batch, **{n: v[rows] for n, v in values.items() if not isinstance(v, int)})
 
@@ -122,18 +135,21 @@ def _encode(objective: Objective, batch: Batch, arithmetic: Arithmetic) -> Featu
     return {name: rows.float() if rows.is_floating_point() else rows for name, rows in features.items()}
 
 
-def _leaves(features: Features) -> Features:
+def _leaf(rows: Tensor) -> Tensor:
     """The same values, where a gradient stops."""
-    return {n: rows.detach().requires_grad_(rows.is_floating_point()) for n, rows in features.items()}
+    return rows.detach().requires_grad_(rows.is_floating_point())
 
 
-def _gradients(merged: Features, pieces: Sequence[Features]) -> list[Features]:
-    """The gradients that the merged features were given, by pieces."""
+def _gradients(
+    leaves: Features, begins: Mapping[str, int], pieces: Sequence[Features], factor: int
+) -> list[Features]:
+    """The gradients of this process' rows, by pieces; ``begins`` tells where its rows begin."""
     found: list[Features] = [{} for _ in pieces]
-    for name, rows in merged.items():
+    for name, rows in leaves.items():
         if rows.grad is not None:
             lengths = [len(piece[name]) for piece in pieces]
-            for gradients, share in zip(found, torch.split(rows.grad, lengths), strict=True):
+            own = rows.grad[begins[name] :][: sum(lengths)] * factor
+            for gradients, share in zip(found, torch.split(own, lengths), strict=True):
                 gradients[name] = share
     return found
 
