@@ -19,7 +19,14 @@ PROVENANCE_PACKAGES = (
 )  # fmt: skip
 
 
-BESIDE = (None, "quarantine", "ids", "candidates", "captions")  # what an artifact holds beside its rows
+BESIDE = (
+    None,
+    "quarantine",
+    "ids",
+    "candidates",
+    "captions",
+    "speeds",
+)  # what an artifact holds beside its rows
 
 
 @dataclasses.dataclass(frozen=True)

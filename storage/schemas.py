@@ -119,8 +119,17 @@ SCHEMAS: dict[str, pa.Schema] = {
         [
             ("step", pa.int64()),
             ("epoch", pa.float64()),
-            ("loss", pa.float64()),
+            ("loss", pa.float64()),  # nats
             ("rate", pa.float64()),
+            ("gradient_norm", pa.float64()),  # before it is clipped
+            ("skipped", pa.bool_()),  # no finite loss and gradient: the weights stayed as they were
+        ]
+    ),
+    "speeds": pa.schema(  # differs between two runs that are otherwise the same
+        [
+            ("step", pa.int64()),
+            ("samples_per_second", pa.float64()),
+            ("data_wait", pa.float64()),  # share of the step's time
         ]
     ),
 }

@@ -1,6 +1,6 @@
 """Batches for the trainers: original image bytes joined to sidecars by ``sample_id``, in a computed order."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
@@ -82,7 +82,7 @@ class Loader:
         """Steps of all epochs."""
         return self.epochs * self.steps_per_epoch
 
-    def batches(self, step: int) -> Iterator[Batch]:
+    def batches(self, step: int) -> Generator[Batch, None, None]:
         """All batches from ``step`` on."""
         first, within = divmod(step, self.steps_per_epoch)
         for epoch in range(first, self.epochs):

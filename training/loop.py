@@ -1,68 +1,72 @@
-"""The training loop of both segmenters: steps, checkpoints, and exact resume.
+"""The training loop of both segmenters: steps, what is told of them, and exact resume.
 
-A checkpoint holds everything the next step depends on: weights, optimiser, random state, losses so far.
-The loader needs none: its order is computed from (seed, epoch, step).
+A step depends on what a checkpoint holds (weights, optimiser, random state) and on its batch, which is
+computed from (seed, epoch, step). So a training that was killed goes on as if nothing had happened.
 """
 
-import io
 import math
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
 
-from storage.errors import CocuError, StoreError
+from storage.errors import StoreError
 from storage.files import Folder
+from storage.fingerprint import stable_seed
 from storage.runtime import Progress
+from training.checkpoint import Checkpoints
+from training.curve import Curve
 from training.data import Batch
+from training.divergence import Skips
+from training.ema import Average
 from training.optim import OptimConfig, adamw, learning_rate
 from training.precision import Arithmetic, Precision
+from training.state import State
 from training.step import Objective, backward
 from training.threads import deterministic
+from training.tracking import Tracker, told
 
-CHECKPOINT = "_progress/checkpoint.pt"
+Batches = Callable[[int], Generator[Batch, None, None]]
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How long, and how often to save."""
+    """How long, how exactly, and how often to save."""
 
     epochs: int = 30
-    batch_size: int = 256  # samples
+    batch_size: int = 256  # samples, of all processes together
     micro_batch: int = field(default=0, metadata={"identity": False})  # of one pass, to save memory; 0: all
     precision: Precision = "auto"  # of the passes: bf16 on a GPU that has it, else fp32
-    open_shards: int = 8  # shards in memory for shuffling
-    checkpoint_every: int = 200  # steps
+    open_shards: int = 8  # shards in memory for shuffling; as many are read ahead
+    ema: float = 0.0  # decay of the weights' moving average, which is then the result; 0 for none
     seed: int = 0
     deterministic: bool = True  # to the last bit, on one thread; off for a large model on many cores
     optim: OptimConfig = field(default_factory=OptimConfig)
+    checkpoint_every: int = field(default=200, metadata={"identity": False})  # steps
+    keep_last: int = field(default=2, metadata={"identity": False})  # checkpoints, and the best beside them
+    max_skipped: int = field(default=3, metadata={"identity": False})  # steps in a row that are no numbers
+    wandb: str = field(default="", metadata={"identity": False})  # project to log to, where one is wanted
 
-
-@dataclass
-class Losses:
-    """The curve of a run."""
-
-    step: list[int] = field(default_factory=list)
-    loss: list[float] = field(default_factory=list)
-    rate: list[float] = field(default_factory=list)
-
-
-class Diverged(CocuError):
-    """The loss is no number any more."""
+    def __post_init__(self) -> None:
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is a decay in [0, 1), such as 0.999, not {self.ema}")
+        if self.keep_last < 1 or self.checkpoint_every < 1:
+            raise ValueError("keep_last and checkpoint_every are 1 at least: without one there is no resume")
 
 
 def train(
     objective: Objective,
-    batches: Callable[[int], Iterator[Batch]],
+    batches: Batches,
     steps: int,
     config: LoopConfig,
     folder: Folder,
     progress: Progress,
     title: str,
-) -> Losses:
+    trackers: Sequence[Tracker] = (),
+) -> State:
     """Runs to step ``steps``, from the last checkpoint if an earlier run left one.
 
     Args:
@@ -70,104 +74,137 @@ def train(
         batches: gives the batches from a step on.
         steps: in all.
         config: schedule and checkpoints.
-        folder: where the checkpoint lies.
-        progress: shows loss, rate and speed.
+        folder: where checkpoints lie.
+        progress: shows loss, rate, speed, and the share of time spent waiting for data.
         title: of the progress bar.
+        trackers: are told every step.
 
     Raises:
-        Diverged: when the loss is not finite; the message names step and remedy.
+        Diverged: when more than ``max_skipped`` steps in a row gave no finite loss and gradient.
+        StoreError: when checkpoints cannot be read or written, or belong to another model.
     """
-    torch.manual_seed(config.seed)
-    optimizer = adamw(objective.model.named_parameters(), config.optim)
-    step, losses = restore(folder, objective.model, optimizer)
-    objective.model.train()
-    device = next(objective.model.parameters()).device
-    arithmetic = Arithmetic.of(config.precision, device)
-    exactly = deterministic(device) if config.deterministic else nullcontext()
-    with exactly, progress(title, steps) as bar:
-        bar.advance(step)
-        for batch in batches(step):
-            rate = learning_rate(config.optim, step, steps)
-            loss = _step(objective, optimizer, arithmetic, batch, rate, config, step)
-            losses.step.append(step)
-            losses.loss.append(loss)
-            losses.rate.append(rate)
-            step += 1
-            bar.advance(note=f"loss {loss:.3f}")
-            if step % config.checkpoint_every == 0 and step < steps:
-                save(folder, objective.model, optimizer, step, losses)
-    assert step == steps, f"the loader gave batches up to step {step} of {steps}"
-    return losses
+    torch.manual_seed(stable_seed("noise", config.seed))
+    state, arithmetic = _start(objective.model, config)
+    exactly = deterministic(arithmetic.device) if config.deterministic else nullcontext()
+    with ExitStack() as open_now, exactly, progress(title, steps) as bar:
+        checkpoints = open_now.enter_context(closing(Checkpoints(folder, config.keep_last)))
+        resume(state, checkpoints)
+        bar.advance(state.step)
+        for tracker in trackers:
+            tracker.begin(state.step)
+            open_now.callback(tracker.close)
+        for _ in _steps(state, objective, arithmetic, batches, steps, config, folder):
+            bar.advance(note=note(state.curve))
+            for tracker in trackers:
+                tracker.log(state.curve.step[-1], told(state.curve))
+            if state.step % config.checkpoint_every == 0 and state.step < steps:
+                _save(state, checkpoints, trackers, steps // config.epochs)
+        checkpoints.wait()
+    assert state.step == steps, f"the loader gave batches up to step {state.step} of {steps}"
+    return state
+
+
+def _start(model: nn.Module, config: LoopConfig) -> tuple[State, Arithmetic]:
+    model.train()
+    arithmetic = Arithmetic.of(config.precision, next(model.parameters()).device)
+    average = Average(model, config.ema) if config.ema else None
+    return State(model, adamw(model, config.optim), average, arithmetic.scaler), arithmetic
+
+
+def _save(state: State, checkpoints: Checkpoints, trackers: Sequence[Tracker], epoch_steps: int) -> None:
+    for tracker in trackers:
+        tracker.flush()  # a resumed run keeps the points before its checkpoint
+    epoch, step = divmod(state.step, max(1, epoch_steps))
+    checkpoints.save(state.tensors(), state.step, state.curve.smoothed, {"epoch": epoch, "step": step})
+
+
+def resume(state: State, checkpoints: Checkpoints) -> None:
+    """Loads the last whole checkpoint, if there is one.
+
+    Raises:
+        StoreError: when it belongs to another model.
+    """
+    found = checkpoints.newest()
+    if found is None:
+        return
+    facts, files = found
+    try:
+        state.load(files, facts.step)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise StoreError(
+            f"the checkpoint is of another model ({error}); remove '{checkpoints.folder.path()}' "
+            "to start again"
+        ) from error
+
+
+def _steps(
+    state: State,
+    objective: Objective,
+    arithmetic: Arithmetic,
+    batches: Batches,
+    steps: int,
+    config: LoopConfig,
+    folder: Folder,
+) -> Iterator[None]:
+    """Takes step after step, each noted in the curve."""
+    skips, ended = Skips(folder, config.max_skipped), time.perf_counter()
+    with closing(batches(state.step)) as source:
+        for batch in source:
+            came = time.perf_counter()
+            rate = learning_rate(config.optim, state.step, steps, config.epochs)
+            loss, norm, skipped = _step(state, objective, batch, arithmetic, rate, config)
+            now = time.perf_counter()
+            row = {"step": state.step, "loss": loss, "rate": rate, "norm": norm, "skipped": skipped}
+            times = {"seconds": now - ended, "waited": came - ended, "ended": time.time()}
+            state.curve.add(**row, samples=config.batch_size, **times)
+            ended = now
+            if skipped and not _overflow(loss, arithmetic):
+                facts = {"step": state.step, "loss": loss, "gradient_norm": norm, "rate": rate}
+                skips.bad(batch, state.curve.skipped_in_a_row, facts)
+            elif not skipped:
+                skips.good()
+            state.step += 1
+            yield
 
 
 def _step(
+    state: State,
     objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    arithmetic: Arithmetic,
     batch: Batch,
+    arithmetic: Arithmetic,
     rate: float,
     config: LoopConfig,
-    step: int,
-) -> float:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
-    value = float(backward(objective, batch, arithmetic, config.micro_batch))
-    if not math.isfinite(value):
-        raise Diverged(
-            f"the loss is {value} at step {step}; lower the learning rate ({rate:.2e}) or raise the warm-up"
-        )
-    arithmetic.scaler.unscale_(optimizer)
-    nn.utils.clip_grad_norm_(objective.model.parameters(), config.optim.clip)
-    arithmetic.scaler.step(optimizer)
+) -> tuple[float, float, bool]:
+    """Loss, gradient norm, and whether they were no numbers and the model was left as it was."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
+    buffers = [buffer.clone() for buffer in state.model.buffers()]
+    state.optimizer.zero_grad(set_to_none=True)
+    loss = float(backward(objective, batch, arithmetic, config.micro_batch))
+    arithmetic.scaler.unscale_(state.optimizer)
+    norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), config.optim.clip))
+    finite = math.isfinite(loss) and math.isfinite(norm)
+    if finite:
+        arithmetic.scaler.step(state.optimizer)
+        if state.average:
+            state.average.update()
+    else:
+        for buffer, before in zip(state.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)  # statistics of a batch that is not to count
     arithmetic.scaler.update()
-    return value
+    return loss, norm, not finite
 
 
-def save(
-    folder: Folder, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, losses: Losses
-) -> None:
-    """Writes a checkpoint in place of the last one, whole or not at all."""
-    state = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "random": torch.get_rng_state(),
-        "random_cuda": torch.cuda.get_rng_state_all(),
-        "step": step,
-        "losses": {"step": losses.step, "loss": losses.loss, "rate": losses.rate},
-    }
-    stream = io.BytesIO()
-    torch.save(state, stream)
-    folder.write(CHECKPOINT, stream.getvalue())
+def _overflow(loss: float, arithmetic: Arithmetic) -> bool:
+    """Whether float16 gradients only need a smaller scale, which they have from now on."""
+    scaler = arithmetic.scaler
+    return scaler.is_enabled() and math.isfinite(loss) and scaler.get_scale() >= 1
 
 
-def restore(folder: Folder, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, Losses]:
-    """Loads the last checkpoint into model, optimiser and random state; step 0 where there is none.
-
-    Raises:
-        StoreError: for a checkpoint that cannot be read or belongs to another model.
-    """
-    try:
-        data = folder.read(CHECKPOINT)
-    except FileNotFoundError:
-        return 0, Losses()
-    state, remedy = _load(data), f"remove '{folder.path(CHECKPOINT)}' to start again"
-    if state is None:
-        raise StoreError(f"the checkpoint is broken; {remedy}")
-    try:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
-        for device, random in zip(range(torch.cuda.device_count()), state["random_cuda"], strict=False):
-            torch.cuda.set_rng_state(random, device)
-        return int(state["step"]), Losses(**state["losses"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise StoreError(f"the checkpoint is of another model ({error}); {remedy}") from error
-
-
-def _load(data: bytes) -> dict[str, Any] | None:
-    try:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception:  # torch raises many kinds for a file that is no checkpoint
-        return None
-    return state if isinstance(state, dict) else None
+def note(curve: Curve) -> str:
+    """The end of the progress bar's line."""
+    values = told(curve)
+    return (
+        f"loss {values['loss']:.3f}  lr {values['rate']:.1e}  {values['samples_per_second']:,.0f}/s  "
+        f"data {values['data_wait']:.0%}"
+    )

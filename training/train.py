@@ -1,5 +1,6 @@
 """Stage ``train``: a segmenter from captions, from archives, or (as a ceiling) from the true concepts."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,15 +10,18 @@ import torch
 from safetensors.torch import save as save_tensors
 
 from storage.artifact import Artifact
+from storage.fingerprint import canonical, stable_seed
 from storage.reader import CorpusReader
 from storage.schemas import table_of
 from storage.stage import Job, Output, Stage
+from training.curve import Curve
 from training.data import Loader
 from training.groupvit import GroupViTConfig
-from training.loop import LoopConfig, Losses, train
+from training.loop import LoopConfig, train
 from training.nouns import DrawConfig, Kind, NounSource
 from training.recognition import RecognitionConfig, RecognitionObjective
 from training.segmentation import GroupViTObjective
+from training.tracking import TensorBoard, Tracker, WeightsAndBiases
 
 MODEL = "model.safetensors"
 
@@ -103,7 +107,7 @@ def train_segmenter(job: Job[Training]) -> None:
 def _train_groupvit(job: Job[Training], config: GroupViTTraining) -> None:
     encoder = job.runtime.load_encoder(job.artifact("encoder").local_folder(), job.runtime.device)
     names = job.artifact("vocabulary").read("concepts", columns=["name"])["name"].to_pylist()
-    torch.manual_seed(config.loop.seed)
+    torch.manual_seed(stable_seed("weights", config.loop.seed))
     objective = GroupViTObjective(config.model, encoder, names, config.prompt, config.loop.seed)
     samples = loader(job, drawn=config.nouns, fixed=None, with_images=True)
     _fit(job, objective, samples)
@@ -123,21 +127,61 @@ def _train_grouping(job: Job[Training], config: GroupingTraining) -> None:
 def _fit(job: Job[Training], objective: GroupViTObjective | RecognitionObjective, samples: Loader) -> None:
     loop = job.config.loop
     title = f"train {_method(job.config)} {job.config.nouns}"
-    losses = train(objective, samples.batches, samples.steps, loop, job.folder, job.runtime.progress, title)
-    seen = sum(samples.sizes.values())
-    tensors = {name: t.contiguous() for name, t in objective.model.state_dict().items()}
-    output = Output(tables={"losses": _curve(losses, samples)}, seen=seen, kept=seen)
-    output.files[MODEL] = (save_tensors(tensors), 0)
+    state = train(
+        objective,
+        samples.batches,
+        samples.steps,
+        loop,
+        job.folder,
+        job.runtime.progress,
+        title,
+        _trackers(job),
+    )
+    seen, curve = sum(samples.sizes.values()), state.curve
+    output = Output(tables=_tables(curve, samples.steps_per_epoch), seen=seen, kept=seen)
+    output.files[MODEL] = (save_tensors(state.weights()), 0)
+    output.facts["skipped_steps"] = sum(curve.skipped)
+    waited = math.fsum(curve.waited)
+    output.timings = {"data": round(waited, 3), "step": round(math.fsum(curve.seconds) - waited, 3)}
     job.write(output)
+
+
+def _trackers(job: Job[Training]) -> list[Tracker]:
+    trackers: list[Tracker] = [TensorBoard(job.folder)]
+    if job.config.loop.wandb:
+        identity = job.folder.url.rstrip("/").rsplit("/", 1)[-1]
+        trackers.append(WeightsAndBiases(job.config.loop.wandb, identity, canonical(job.config)))
+    return trackers
 
 
 def _method(config: Training) -> Literal["groupvit", "grouping"]:
     return "groupvit" if isinstance(config, GroupViTTraining) else "grouping"
 
 
-def _curve(losses: Losses, samples: Loader) -> pa.Table:
-    epoch = [step / samples.steps_per_epoch for step in losses.step]
-    return table_of("losses", {"step": losses.step, "epoch": epoch, "loss": losses.loss, "rate": losses.rate})
+def _tables(curve: Curve, steps_per_epoch: int) -> dict[str, pa.Table]:
+    """The curve, and apart from it what differs between two runs that are otherwise the same."""
+    losses = {
+        "step": curve.step,
+        "epoch": [step / steps_per_epoch for step in curve.step],
+        "loss": curve.loss,
+        "rate": curve.rate,
+        "gradient_norm": curve.norm,
+        "skipped": curve.skipped,
+    }
+    pairs = zip(curve.samples, curve.seconds, strict=True)
+    speeds = {
+        "step": curve.step,
+        "samples_per_second": [samples / seconds for samples, seconds in pairs],
+        "data_wait": [w / s for w, s in zip(curve.waited, curve.seconds, strict=True)],
+    }
+    return {"losses": table_of("losses", losses), "speeds": table_of("speeds", speeds)}
 
 
-TRAIN = Stage("train", 2, train_segmenter)
+def _knobs(config: Training) -> dict[str, str]:  # noqa: ARG001
+    return {
+        "data": "give more processor cores to decoding, store smaller images, or bring the tars nearer",
+        "step": "a GPU or more of them, loop.precision, or loop.deterministic = false on many cores",
+    }
+
+
+TRAIN = Stage("train", 2, train_segmenter, knobs=_knobs)
