@@ -1,9 +1,8 @@
-"""Batches for the trainers: original image bytes joined to sidecars by ``sample_id``, in a computed order."""
+"""What a step is given, and how an image becomes pixels."""
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -13,9 +12,6 @@ from torch import Tensor
 
 from storage.errors import InputError
 from storage.fingerprint import stable_seed
-from storage.reader import IMAGE_EXTENSIONS, CorpusReader, image_bytes
-from training.nouns import DrawConfig, NounLists, NounSource, concatenate, draw_nouns
-from training.order import Reference, batches_per_epoch, epoch_pools, resume_at
 
 
 @dataclass(frozen=True)
@@ -28,113 +24,8 @@ class Batch:
     drawn_NM: NDArray[np.int64]  # concept ids, -1 for none
     fixed: list[NDArray[np.int64]]  # concept ids that need no draw, of each sample
     named: list[NDArray[np.int64]]  # every concept a sample may be called by, for telling negatives
-    images: list[bytes]  # encoded
-    references: tuple[Reference, ...]
-
-
-@dataclass(frozen=True)
-class ShardSamples:
-    """What is in memory of one shard."""
-
-    sample_ids: list[str]
-    captions: list[str]
-    images: list[bytes]
-    drawn: NounLists
-    fixed: NounLists
-
-
-@dataclass(frozen=True)
-class Loader:
-    """Visits the samples of some shards, epoch after epoch. Resumable at any step."""
-
-    reader: CorpusReader
-    drawn: NounSource | None  # what M nouns are drawn from in every epoch
-    fixed: NounSource | None  # nouns that are always used
-    draws: DrawConfig
-    shards: tuple[str, ...]
-    batch_size: int  # samples
-    open_shards: int  # shards in memory
-    epochs: int
-    seed: int
-    with_images: bool = True
-
-    @cached_property
-    def sizes(self) -> dict[str, int]:
-        """Samples of each shard."""
-        rows = {part.shard: part.rows for part in self.reader.corpus.parts("samples")}
-        return {shard: rows[shard] for shard in self.shards}
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches in an epoch.
-
-        Raises:
-            InputError: when there is not even one.
-        """
-        steps = batches_per_epoch(self.sizes, self.batch_size)
-        if steps == 0:
-            total = sum(self.sizes.values())
-            raise InputError(f"{total} training samples make no batch of {self.batch_size}; lower batch_size")
-        return steps
-
-    @property
-    def steps(self) -> int:
-        """Steps of all epochs."""
-        return self.epochs * self.steps_per_epoch
-
-    def batches(self, step: int) -> Generator[Batch, None, None]:
-        """All batches from ``step`` on."""
-        first, within = divmod(step, self.steps_per_epoch)
-        for epoch in range(first, self.epochs):
-            yield from self._epoch(epoch, within if epoch == first else 0)
-
-    def _epoch(self, epoch: int, step: int) -> Iterator[Batch]:
-        pools = epoch_pools(
-            self.sizes,
-            seed=self.seed,
-            epoch=epoch,
-            batch_size=self.batch_size,
-            open_shards=self.open_shards,
-        )
-        memory: dict[str, ShardSamples] = {}
-        for pool in resume_at(pools, step):
-            memory = {shard: memory.get(shard) or self._read(shard) for shard in pool.shards}
-            for references in pool.batches:
-                yield self._batch(epoch, references, memory)
-
-    def _read(self, shard: str) -> ShardSamples:
-        rows = self.reader.samples(shard)
-        ids = rows["sample_id"].to_list()
-        images = self._images(shard, ids) if self.with_images else [b""] * len(ids)
-        drawn, fixed = (_lists(source, shard, ids) for source in (self.drawn, self.fixed))
-        return ShardSamples(ids, rows["caption"].to_list(), images, drawn, fixed)
-
-    def _images(self, shard: str, ids: Sequence[str]) -> list[bytes]:
-        found = {key: image_bytes(s) or b"" for key, s in self.reader.members(shard, IMAGE_EXTENSIONS)}
-        return [found[sample_id] for sample_id in ids]
-
-    def _batch(
-        self, epoch: int, references: tuple[Reference, ...], memory: Mapping[str, ShardSamples]
-    ) -> Batch:
-        ids = [memory[shard].sample_ids[row] for shard, row in references]
-        drawn = concatenate([memory[shard].drawn.rows([row]) for shard, row in references])
-        fixed = concatenate([memory[shard].fixed.rows([row]) for shard, row in references])
-        fixed_lists = np.split(fixed.concept, fixed.offsets[1:-1])
-        drawn_lists = np.split(drawn.concept, drawn.offsets[1:-1])
-        return Batch(
-            epoch=epoch,
-            sample_ids=ids,
-            captions=[memory[shard].captions[row] for shard, row in references],
-            drawn_NM=draw_nouns(drawn, ids, self.draws, seed=self.seed, epoch=epoch),
-            fixed=fixed_lists,
-            named=[np.union1d(a, b) for a, b in zip(drawn_lists, fixed_lists, strict=True)],
-            images=[memory[shard].images[row] for shard, row in references],
-            references=references,
-        )
-
-
-def _lists(source: NounSource | None, shard: str, ids: Sequence[str]) -> NounLists:
-    return source.shard(shard, ids) if source else NounLists.empty(len(ids))
+    pixels_NHWC: NDArray[np.uint8]  # RGB; of no height and width where images are not read
+    regions: list[Any]  # label map [H, W] or stored vectors [K, C] of each sample; None where not read
 
 
 @dataclass(frozen=True)
@@ -172,5 +63,9 @@ def random_crop(
 
 def to_tensor(images: Sequence[NDArray[np.uint8]]) -> Tensor:
     """Images of one size as float32 [N, 3, H, W] in [0, 1]."""
-    stacked_NHWC = torch.from_numpy(np.ascontiguousarray(np.stack(images)))
-    return stacked_NHWC.permute(0, 3, 1, 2).float() / 255
+    return as_images(np.stack(images), torch.device("cpu"))
+
+
+def as_images(pixels_NHWC: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """Pixels as float32 [N, 3, H, W] in [0, 1]. They travel to the device as bytes."""
+    return torch.from_numpy(pixels_NHWC).to(device).permute(0, 3, 1, 2).float() / 255

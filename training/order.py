@@ -4,7 +4,7 @@ Shards are shuffled, then pooled a few at a time and shuffled inside the pool. M
 pool, reading stays sequential, and nothing about the order has to be saved: step s of epoch e is computed.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +55,13 @@ def epoch_pools(
 def batches_per_epoch(sizes: Mapping[str, int], batch_size: int) -> int:
     """Steps of an epoch."""
     return sum(sizes.values()) // batch_size
+
+
+def rank_part(batch: Sequence[Reference], rank: int, world: int) -> Sequence[Reference]:
+    """The part of a batch that one of ``world`` processes takes: parts are contiguous and of equal length."""
+    assert len(batch) % world == 0, f"{len(batch)} samples for {world} processes"
+    length = len(batch) // world
+    return batch[rank * length : (rank + 1) * length]
 
 
 def resume_at(pools: Iterator[Pool], step: int) -> Iterator[Pool]:

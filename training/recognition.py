@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from storage.artifact import Artifact
 from storage.errors import ConfigError
-from training.data import Batch, decode_image, to_tensor
+from training.data import Batch, as_images
 from training.encoder import EncoderLike
 from training.features import Backbone, unit_maps
 from training.grouping import GroupingConfig, group, masks
-from training.groups import normalised, read_groups, resize_square
+from training.groups import normalised
 from training.losses import noun_to_region
 from training.regions import Parts, RegionEncoder, Regions, trainable
 from training.step import Features
@@ -79,14 +78,7 @@ def _nouns_of(batch: Batch, row: int) -> NDArray[np.int64]:
 class RecognitionObjective:
     """The one-way loss over regions of a batch, from images or (head only) from stored region vectors."""
 
-    def __init__(
-        self,
-        config: RecognitionConfig,
-        encoder: EncoderLike,
-        concepts: pa.Table,
-        regions: Artifact | None,
-        groups: Artifact | None,
-    ) -> None:
+    def __init__(self, config: RecognitionConfig, encoder: EncoderLike, concepts: pa.Table) -> None:
         if config.trains == "none":
             raise ConfigError("train.grouping.recognition.trains is 'none'; choose head, last or all")
         self.config, self.encoder = config, encoder
@@ -95,9 +87,6 @@ class RecognitionObjective:
         vectors = concepts["vector"].combine_chunks()
         table_CD = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(concepts), -1)
         self.concept_vectors_CD = torch.from_numpy(table_CD.copy()).to(encoder.device)
-        self.regions, self.groups = regions, groups
-        self._stored: dict[str, dict[str, Tensor]] = {}
-        self._maps: dict[str, dict[str, NDArray[np.uint8]]] = {}
 
     @property
     def towers(self) -> dict[str, nn.Module]:
@@ -128,38 +117,20 @@ class RecognitionObjective:
         if self.config.trains == "head":
             tokens_NKC, valid_NK = self._stored_tokens(batch)
             return self.model.project(tokens_NKC), valid_NK
-        found = self.model(normalised(self._pixels(batch), self.encoder), self._masks(batch))
+        image_NCHW = normalised(as_images(batch.pixels_NHWC, self.encoder.device), self.encoder)
+        found = self.model(image_NCHW, self._masks(batch))
         return found.region_NKD, found.valid_NK
 
     def _stored_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Region vectors before the projection, padded to the batch's largest count."""
-        rows = [self._shard_tokens(shard)[name] for name, (shard, _) in _located(batch)]
-        padded_NKC = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        lengths_N1 = torch.tensor([len(row) for row in rows])[:, None]
+        padded_NKC = nn.utils.rnn.pad_sequence(batch.regions, batch_first=True)
+        lengths_N1 = torch.tensor([len(row) for row in batch.regions])[:, None]
         valid_NK = torch.arange(padded_NKC.shape[1]) < lengths_N1
         return padded_NKC.float().to(self.encoder.device), valid_NK.to(self.encoder.device)
 
-    def _shard_tokens(self, shard: str) -> dict[str, Tensor]:
-        assert self.regions is not None, "training the head needs the regions artifact"
-        if shard not in self._stored:
-            self._stored[shard] = read_regions(self.regions, shard)
-        return self._stored[shard]
-
-    def _pixels(self, batch: Batch) -> Tensor:
-        return to_tensor([resize_square(decode_image(data), self.config.size) for data in batch.images])
-
     def _masks(self, batch: Batch) -> Tensor:
-        maps = [
-            self._shard_maps(shard)[name.removeprefix(f"{shard}/")] for name, (shard, _) in _located(batch)
-        ]
-        labels_NHW = torch.from_numpy(np.stack(maps)).long()
+        labels_NHW = torch.from_numpy(np.stack(batch.regions)).long()
         return masks(labels_NHW, int(labels_NHW.max()) + 1).to(self.encoder.device)
-
-    def _shard_maps(self, shard: str) -> dict[str, NDArray[np.uint8]]:
-        assert self.groups is not None, "training more than the head needs the groups artifact"
-        if shard not in self._maps:
-            self._maps[shard] = read_groups(self.groups, shard)
-        return self._maps[shard]
 
 
 def padded(row_RD: Tensor, count_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,22 +139,6 @@ def padded(row_RD: Tensor, count_N: Tensor) -> tuple[Tensor, Tensor]:
     valid_NK = torch.arange(largest, device=count_N.device) < count_N[:, None]
     padded_NKD = row_RD.new_zeros(*valid_NK.shape, row_RD.shape[1])
     return padded_NKD.index_put((valid_NK,), row_RD), valid_NK
-
-
-def _located(batch: Batch) -> list[tuple[str, tuple[str, int]]]:
-    return list(zip(batch.sample_ids, batch.references, strict=True))
-
-
-def read_regions(regions: Artifact, shard: str) -> dict[str, Tensor]:
-    """Stored region vectors float16 [K, C] by sample id."""
-    table = regions.read("regions", shard)
-    column = table["vector"].combine_chunks()
-    flat = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
-    vectors_RC = torch.from_numpy(flat.copy())
-    ids = np.array(table["sample_id"].to_pylist(), object)
-    starts = np.flatnonzero(np.append(True, ids[1:] != ids[:-1])) if len(ids) else np.zeros(0, int)
-    ends = np.append(starts[1:], len(ids))
-    return {str(ids[a]): vectors_RC[a:b] for a, b in zip(starts, ends, strict=True)}
 
 
 class RegionSegmenter:

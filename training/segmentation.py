@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.data import Batch, CropConfig, decode_image, random_crop, to_tensor
+from training.data import Batch, as_images
 from training.encoder import EncoderLike
 from training.groups import normalised
 from training.groupvit import GroupViT, GroupViTConfig, group_masks
@@ -25,8 +25,6 @@ class GroupViTObjective:
         self.model = GroupViT(config).to(encoder.device)
         self.encoder = encoder
         self.seed = seed
-        self.crops = CropConfig()
-        self.size = config.image_size
         self.context = config.context_length
         self.prompts_CT = self._tokens([prompt.replace("{}", name) for name in names])
 
@@ -48,7 +46,8 @@ class GroupViTObjective:
         texts_TL = torch.cat([self._tokens(batch.captions), self.prompts_CT[concept_U]])
         longest = int(texts_TL.argmax(dim=1).max()) + 1  # what follows the last end of text is padding
         keys_N2 = sample_keys(batch.sample_ids, seed=self.seed, epoch=batch.epoch).to(self.encoder.device)
-        tokens_NGW, _ = self.model.image(normalised(self._pixels(batch), self.encoder), keys_N2)
+        image_NCHW = normalised(as_images(batch.pixels_NHWC, self.encoder.device), self.encoder)
+        tokens_NGW, _ = self.model.image(image_NCHW, keys_N2)
         text_TW = self.model.text(texts_TL[:, :longest])
         count = len(batch.captions)
         return {
@@ -70,13 +69,6 @@ class GroupViTObjective:
         nouns_NMD = concept_UD[torch.searchsorted(concept_U, drawn_NM.clamp_min(0))]
         captions = caption_contrast(image_ND, caption_ND, scale)
         return captions + multi_label_contrast(image_ND, nouns_NMD, drawn_NM >= 0, scale)
-
-    def _pixels(self, batch: Batch) -> Tensor:
-        crops = [
-            random_crop(decode_image(data), self.size, self.crops, name, seed=self.seed, epoch=batch.epoch)
-            for data, name in zip(batch.images, batch.sample_ids, strict=True)
-        ]
-        return to_tensor(crops)
 
 
 def _first_rows(concept_R: Tensor) -> tuple[Tensor, Tensor]:

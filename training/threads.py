@@ -1,5 +1,6 @@
 """Model work with bytes that do not depend on threads: how many there are, or which is first."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,6 +12,12 @@ from storage.threads import in_order
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def available_cores() -> int:
+    """Processor cores of this process, or of its share where torchrun has started several on a machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def each_alone(work: Callable[[T], R], batches: Iterable[T], most: int | None = None) -> Iterator[R]:

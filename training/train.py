@@ -15,13 +15,15 @@ from storage.reader import CorpusReader
 from storage.schemas import table_of
 from storage.stage import Job, Output, Stage
 from training.curve import Curve
-from training.data import Loader
 from training.groupvit import GroupViTConfig
+from training.loader import Beside, Loader, View
 from training.loop import LoopConfig, train
 from training.nouns import DrawConfig, Kind, NounSource
 from training.recognition import RecognitionConfig, RecognitionObjective
 from training.segmentation import GroupViTObjective
+from training.threads import available_cores
 from training.tracking import TensorBoard, Tracker, WeightsAndBiases
+from training.views import RandomCrops, RegionMaps, RegionVectors, Squares
 
 MODEL = "model.safetensors"
 
@@ -77,8 +79,14 @@ def noun_source(job: Job[Training], kind: Kind) -> NounSource:
     return NounSource(kind, corpus, vocabulary, job.artifact(SIDECARS[kind]))
 
 
-def loader(job: Job[Training], drawn: Kind | None, fixed: Kind | None, with_images: bool) -> Loader:
-    """The samples of the chosen sources, with their nouns."""
+def loader(
+    job: Job[Training],
+    drawn: Kind | None,
+    fixed: Kind | None,
+    view: View | None,
+    beside: Beside | None = None,
+) -> Loader:
+    """The samples of the chosen sources, with their nouns, as they are viewed, and what is stored of them."""
     reader = CorpusReader(job.artifact("corpus"), job.runtime.locations)
     wanted = job.config.sources
     shards = tuple(s for s in reader.shards if not wanted or s.split("/")[0] in wanted)
@@ -92,7 +100,9 @@ def loader(job: Job[Training], drawn: Kind | None, fixed: Kind | None, with_imag
         open_shards=job.config.loop.open_shards,
         epochs=job.config.loop.epochs,
         seed=job.config.loop.seed,
-        with_images=with_images,
+        view=view,
+        beside=beside,
+        threads=available_cores(),
     )
 
 
@@ -109,18 +119,21 @@ def _train_groupvit(job: Job[Training], config: GroupViTTraining) -> None:
     names = job.artifact("vocabulary").read("concepts", columns=["name"])["name"].to_pylist()
     torch.manual_seed(stable_seed("weights", config.loop.seed))
     objective = GroupViTObjective(config.model, encoder, names, config.prompt, config.loop.seed)
-    samples = loader(job, drawn=config.nouns, fixed=None, with_images=True)
+    view = RandomCrops(config.model.image_size, config.loop.seed)
+    samples = loader(job, drawn=config.nouns, fixed=None, view=view)
     _fit(job, objective, samples)
 
 
 def _train_grouping(job: Job[Training], config: GroupingTraining) -> None:
     encoder = job.runtime.load_encoder(job.artifact("encoder").local_folder(), job.runtime.device)
     concepts = job.artifact("vocabulary").read("concepts", columns=["vector"])
-    objective = RecognitionObjective(
-        config.recognition, encoder, concepts, regions=job.optional("regions"), groups=job.optional("groups")
-    )
+    objective = RecognitionObjective(config.recognition, encoder, concepts)
     drawn: Kind | None = "archive" if config.nouns == "archive" else None
-    samples = loader(job, drawn, config.fixed, with_images=config.recognition.trains != "head")
+    if config.recognition.trains == "head":
+        samples = loader(job, drawn, config.fixed, None, RegionVectors(job.artifact("regions")))
+    else:
+        view, maps = Squares(config.recognition.size), RegionMaps(job.artifact("groups"))
+        samples = loader(job, drawn, config.fixed, view, maps)
     _fit(job, objective, samples)
 
 

@@ -1,6 +1,7 @@
 """The order of an epoch, the batches of the loader, and the crops: all of them functions of seed and id."""
 
 import io
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from storage.errors import InputError
+from storage.errors import ConfigError, InputError
 from storage.reader import CorpusReader, image_bytes
-from training.data import Batch, CropConfig, Loader, decode_image, random_crop, to_tensor
+from training.data import Batch, CropConfig, decode_image, random_crop, to_tensor
+from training.loader import Loader
 from training.nouns import DrawConfig, NounSource
-from training.order import Reference, batches_per_epoch, epoch_pools, resume_at
+from training.order import Reference, batches_per_epoch, epoch_pools, rank_part, resume_at
+from training.views import RandomCrops
 
 SIZES = st.dictionaries(st.text("abc", min_size=1, max_size=3), st.integers(0, 30), min_size=1, max_size=8)
 SHAPES = {"sizes": SIZES, "batch_size": st.integers(1, 12), "open_shards": st.integers(1, 4)}
@@ -83,6 +86,7 @@ def loader(run: Any, **changes: Any) -> Loader:
         open_shards=2,
         epochs=3,
         seed=5,
+        view=RandomCrops(24, seed=5),
     )
     return replace(whole, **changes)
 
@@ -92,7 +96,7 @@ def by_sample(batches: Iterator[Batch]) -> dict[tuple[int, str], tuple[Any, ...]
     return {
         (batch.epoch, name): (
             batch.captions[n], batch.drawn_NM[n].tolist(), batch.fixed[n].tolist(), batch.named[n].tolist(),
-            batch.images[n],
+            batch.pixels_NHWC[n].tobytes(),
         )
         for batch in batches
         for n, name in enumerate(batch.sample_ids)
@@ -127,14 +131,17 @@ def test_loader_joins_bytes_captions_and_nouns_by_id(curated: Any) -> None:
     archives = dict(zip(*curated["archive"].read("archives").to_pydict().values(), strict=True))
     mentions = dict(zip(*curated["mentions"].read("mentions").to_pydict().values(), strict=True))
     assert len(corpus.shards) == 3
-    for (_, name), (caption, drawn, fixed, named, image) in by_sample(loader(curated).batches(0)).items():
+    view = RandomCrops(24, seed=5)
+    for (epoch, name), (caption, drawn, fixed, named, pixels) in by_sample(
+        loader(curated).batches(0)
+    ).items():
         assert fixed == mentions[name]
         listed = [record["concept_id"] for record in archives[name]]
         assert set(drawn) - {-1} <= set(listed)
         assert len(set(drawn)) == min(3, len(listed))
         assert named == sorted({*listed, *fixed})
         if name in captions:
-            assert (caption, image) == (captions[name], images[name])
+            assert (caption, pixels) == (captions[name], view(images[name], name, epoch).tobytes())
 
 
 @pytest.mark.parametrize(
@@ -143,7 +150,7 @@ def test_loader_joins_bytes_captions_and_nouns_by_id(curated: Any) -> None:
         {"batch_size": 7},
         {"open_shards": 1},
         {"shards": ("scenes/00002", "scenes/00000")},
-        {"with_images": False},
+        {"threads": 3},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -163,15 +170,64 @@ def test_loader_reads_shards_when_they_are_due_and_only_those(curated: Any) -> N
             return super().samples(shard)
 
     read: list[str] = []
-    samples = loader(curated, reader=Counting(curated["corpus"]), open_shards=1, epochs=1, with_images=False)
+    counting = Counting(curated["corpus"])
+    samples = loader(curated, reader=counting, batch_size=3, open_shards=1, epochs=1, view=None)
     batches = samples.batches(0)
     next(batches)
-    assert len(read) == 1
+    assert len(read) <= 2  # of three: the first, and the one that is read ahead
     list(batches)
     assert sorted(set(read)) == list(samples.shards)
     read.clear()
     assert len(list(samples.batches(samples.steps - 1))) == 1
     assert len(read) <= 2
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_ids_over_ranks_threads_and_epochs_are_complete_and_no_id_comes_twice(
+    world: int, threads: int, curated: Any
+) -> None:
+    ranks = [loader(curated, rank=rank, world=world, threads=threads) for rank in range(world)]
+    seen = Counter(
+        (batch.epoch, name) for samples in ranks for batch in samples.batches(0) for name in batch.sample_ids
+    )
+    alone = Counter((batch.epoch, name) for batch in loader(curated).batches(0) for name in batch.sample_ids)
+    assert seen == alone
+    assert set(seen.values()) == {1}
+    every = curated["corpus"].read("samples").num_rows
+    left_out = [every - sum(epoch == e for epoch, _ in seen) for e in range(3)]
+    assert left_out == [every % 16] * 3  # the incomplete batch at the end
+
+
+@given(count=st.integers(1, 9), world=st.integers(1, 5))
+def test_parts_of_the_ranks_make_up_the_batch_in_order(count: int, world: int) -> None:
+    batch = [("a", row) for row in range(count * world)]
+    parts = [rank_part(batch, rank, world) for rank in range(world)]
+    assert [reference for part in parts for reference in part] == batch
+    assert {len(part) for part in parts} == {count}
+
+
+def test_ranks_have_the_parts_of_the_batches_that_one_process_has(curated: Any) -> None:
+    whole = list(loader(curated).batches(3))
+    pairs = zip(*(loader(curated, rank=rank, world=2, threads=2).batches(3) for rank in (0, 1)), strict=True)
+    for batch, halves in zip(whole, pairs, strict=True):
+        assert [name for half in halves for name in half.sample_ids] == batch.sample_ids
+        for array in ("drawn_NM", "pixels_NHWC"):
+            together = np.concatenate([getattr(half, array) for half in halves])
+            np.testing.assert_array_equal(together, getattr(batch, array))
+
+
+def test_batch_that_cannot_be_shared_out_evenly_is_refused(curated: Any) -> None:
+    with pytest.raises(ConfigError, match="batch_size 16 cannot be shared out evenly among 3 processes"):
+        loader(curated, world=3)
+
+
+def test_loader_that_is_left_leaves_no_thread(curated: Any) -> None:
+    before = threading.active_count()
+    batches = loader(curated, threads=3).batches(0)
+    next(batches)
+    batches.close()
+    assert threading.active_count() == before
 
 
 def test_loader_of_fewer_samples_than_a_batch_says_so(curated: Any) -> None:

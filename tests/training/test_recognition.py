@@ -25,8 +25,9 @@ from training.data import Batch
 from training.grouping import GroupingConfig
 from training.groups import GROUPS, REGIONS, GroupsConfig, RegionsConfig, read_groups
 from training.loop import LoopConfig
-from training.recognition import Nouns, RecognitionConfig, noun_features, read_regions
+from training.recognition import Nouns, RecognitionConfig, noun_features
 from training.train import MODEL, GroupingTraining
+from training.views import read_regions
 
 LOOP = LoopConfig(epochs=2, batch_size=30)
 BENCHMARK = BenchmarkConfig("scenes", "shards", class_names=CONCEPTS, short_side=64, window=64, stride=64)
@@ -130,8 +131,8 @@ def test_nouns_of_a_batch_carry_owner_and_the_images_that_are_no_negatives() -> 
         drawn_NM=np.array([[2, -1], [1, 2]]),
         fixed=[np.array([0]), np.array([1])],
         named=[np.array([0, 1, 2]), np.array([1, 2])],
-        images=[b"", b""],
-        references=(("s", 0), ("s", 1)),
+        pixels_NHWC=np.zeros((2, 0, 0, 3), np.uint8),
+        regions=[None, None],
     )
     features = noun_features(batch)
     nouns = Nouns(features)

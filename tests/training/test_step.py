@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from storage.errors import ConfigError
 from tests.training import tiny
+from training.data import as_images
 from training.grouping import masks
 from training.groups import normalised
 from training.gumbel import sample_keys
@@ -42,7 +43,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 def plain_groupvit(objective: Any) -> Tensor:
     """The loss of a batch as one forward pass of the model, with a text for every draw."""
     batch = tiny.batch(COUNT)
-    images = normalised(objective._pixels(batch), objective.encoder)
+    images = normalised(as_images(batch.pixels_NHWC, torch.device("cpu")), objective.encoder)
     concepts, place = np.unique(batch.drawn_NM.clip(min=0), return_inverse=True)
     prompts = [f"a {str(n) * (n + 1)}" for n in concepts]
     tokens = tiny.tokens_of([*batch.captions, *prompts], 10)
@@ -56,8 +57,8 @@ def plain_groupvit(objective: Any) -> Tensor:
 def plain_recognition(objective: Any) -> Tensor:
     """The loss of a batch as one forward pass, its nouns listed one by one."""
     batch = tiny.batch(COUNT)
-    maps = torch.from_numpy(np.stack([objective._maps["scenes/0"][str(n)] for n in range(COUNT)])).long()
-    images = normalised(objective._pixels(batch), objective.encoder)
+    maps = torch.from_numpy(np.stack(batch.regions)).long()
+    images = normalised(as_images(batch.pixels_NHWC, torch.device("cpu")), objective.encoder)
     found = objective.model(images, masks(maps, int(maps.max()) + 1))
     nouns = [(n, int(c)) for n in range(COUNT) for c in sorted({*batch.fixed[n], *batch.drawn_NM[n]} - {-1})]
     carries = [[concept in batch.named[other] for other in range(COUNT)] for _, concept in nouns]
@@ -118,8 +119,9 @@ def test_split_gives_every_sample_once_with_all_that_is_its_own() -> None:
     pieces = split(batch, 5)
     assert [len(piece.sample_ids) for piece in pieces] == [5, 5, 3]
     assert {piece.epoch for piece in pieces} == {2}
-    for name in ("sample_ids", "captions", "images", "references"):
+    for name in ("sample_ids", "captions", "regions"):
         assert [x for piece in pieces for x in getattr(piece, name)] == list(getattr(batch, name))
+    assert np.array_equal(np.concatenate([piece.pixels_NHWC for piece in pieces]), batch.pixels_NHWC)
     assert np.array_equal(np.concatenate([piece.drawn_NM for piece in pieces]), batch.drawn_NM)
     assert split(batch, 0) == [batch]
 

@@ -7,14 +7,16 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from curation.openclip import open_clip
-from curation.scenes import SceneConfig, encode_jpeg, render_scene
+from curation.scenes import SceneConfig, render_scene
 from storage.stage import Job
 from training.data import Batch
 from training.distributed import Peers
+from training.groups import resize_square
 from training.groupvit import GroupViTConfig
 from training.precision import Arithmetic
 from training.recognition import RecognitionConfig, RecognitionObjective
@@ -73,9 +75,15 @@ def batch(count: int, epoch: int = 0) -> Batch:
         drawn_NM=drawn_NM,
         fixed=fixed,
         named=named,
-        images=[encode_jpeg(scene.image_HWC) for scene in scenes],
-        references=tuple(("scenes/0", n) for n in range(count)),
+        pixels_NHWC=np.stack([resize_square(scene.image_HWC, SIZE) for scene in scenes]),
+        regions=[label_map(n) for n in range(count)],
     )
+
+
+def label_map(n: int) -> NDArray[np.uint8]:
+    """2 to 5 regions [H, W] of whole patches."""
+    patches_HW = np.random.default_rng((2, n)).integers(0, 2 + n % 4, (SIZE // 8, SIZE // 8))
+    return patches_HW.repeat(8, 0).repeat(8, 1).astype(np.uint8)
 
 
 def groupvit() -> GroupViTObjective:
@@ -104,12 +112,7 @@ def recognition(trains: Parts = "all") -> RecognitionObjective:
     vectors_CD = nn.functional.normalize(torch.randn(CONCEPTS, 16), dim=-1)
     concepts = pa.table({"vector": pa.FixedSizeListArray.from_arrays(vectors_CD.flatten().numpy(), 16)})
     config, encoder = RecognitionConfig(trains=trains, size=SIZE), cast("Any", Encoder(tower))
-    made = RecognitionObjective(config, encoder, concepts, regions=None, groups=cast("Any", True))
-    rng = np.random.default_rng(2)
-    made._maps["scenes/0"] = {
-        str(n): rng.integers(0, 2 + n % 4, (SIZE // 8, SIZE // 8)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
-        for n in range(64)
-    }
+    made = RecognitionObjective(config, encoder, concepts)
     made.model.train()
     return made
 
