@@ -29,6 +29,7 @@ ConfigFile = Annotated[Path, typer.Argument(help="TOML file of the run.", metava
 StoreUrl = Annotated[str, typer.Option("--store", help="Folder or fsspec URL the artifacts lie in.")]
 Engine = Annotated[Literal["local", "ray"], typer.Option(help="Where shards are worked on.")]
 Workers = Annotated[int, typer.Option(min=1, help="Workers of the Ray engine.")]
+Processes = Annotated[int, typer.Option(min=1, help="Processes of a training, such as one for each GPU.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Until = Annotated[str | None, typer.Option(metavar="STAGE", help="Run this stage and what it needs.")]
 Overrides = Annotated[
@@ -97,6 +98,7 @@ def run(
     engine: Engine = "local",
     workers: Workers = 1,
     device: Device = "auto",
+    processes: Processes = 1,
     until: Until = None,
     set_: Overrides = None,
     quiet: Quiet = False,
@@ -113,7 +115,7 @@ def run(
     if workers > 1 and engine == "local":
         sys.stderr.write("cocu: the local engine is one process; --workers counts with --engine ray\n")
     name, plan = plan_run(config, store, set_ or ())
-    results = execute(name, plan, until, make_runtime(engine, workers, device, quiet))
+    results = execute(name, plan, until, make_runtime(engine, workers, device, quiet, processes))
     if json_:
         print_json(results.summary)
     elif not quiet:

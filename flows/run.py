@@ -53,7 +53,7 @@ def declared(settings: Config, store: str) -> tuple[str, Plan]:
     return settings.name, plan
 
 
-def make_runtime(engine: str, workers: int, device: str, quiet: bool = False) -> Runtime:
+def make_runtime(engine: str, workers: int, device: str, quiet: bool = False, processes: int = 1) -> Runtime:
     """Execution choices from the command line.
 
     Raises:
@@ -63,7 +63,9 @@ def make_runtime(engine: str, workers: int, device: str, quiet: bool = False) ->
         raise ConfigError(f"engine '{engine}' is unknown; there are local and ray")
     gpu = _uses_gpu(device, engine)
     chosen = ray_engine(workers, 1.0 if gpu else 0.0) if engine == "ray" else local_engine
-    return Runtime(chosen, device, silent_progress if quiet else rich_progress, load_encoder)
+    return Runtime(
+        chosen, device, silent_progress if quiet else rich_progress, load_encoder, processes=processes
+    )
 
 
 def _uses_gpu(device: str, engine: str) -> bool:

@@ -10,12 +10,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from storage.errors import CocuError
+from training.threads import available_cores
 
 PATIENCE = timedelta(minutes=10)  # with a process that does not come to a meeting point
 BUCKET = 2**23  # numbers that are averaged in one message
@@ -37,10 +39,6 @@ class Peers:
         """Whether this is the process that writes and shows."""
         return self.rank == 0
 
-    def part(self, rows: int) -> slice:
-        """Which of a batch's rows are this process' own; the parts follow each other in order of rank."""
-        return slice(self.rank * rows // self.world, (self.rank + 1) * rows // self.world)
-
     def gather(self, tensors: Sequence[Tensor]) -> list[tuple[Tensor, int]]:
         """The rows of all processes, in order of rank, and where this process' own begin.
 
@@ -61,6 +59,19 @@ class Peers:
                 (_all_rows(rows, counts), sum(counts[: self.rank]))
                 for rows, counts in zip(tensors, columns, strict=True)
             ]
+
+    def gather_names(self, names: Sequence[str]) -> list[str]:
+        """The names that all processes have, in order of rank.
+
+        Raises:
+            PeerLost: when another process does not take part.
+        """
+        if self.world == 1:
+            return list(names)
+        found: list[Any] = [None] * self.world
+        with self._together():
+            dist.all_gather_object(found, list(names))
+        return [name for own in found for name in own]
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replaces every gradient by its average over all processes; one that is missing counts as zero.
@@ -142,6 +153,11 @@ def joined(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[Pee
         yield peers
     finally:
         dist.destroy_process_group()
+
+
+def own_cores() -> int:
+    """Processor cores for this process, which may share its machine with others of the training."""
+    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def own_device(device: str) -> str:

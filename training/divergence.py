@@ -7,6 +7,7 @@ from typing import Any
 from storage.errors import CocuError
 from storage.files import Folder
 from training.data import Batch
+from training.distributed import ALONE, Peers
 
 REPORT = "_progress/diverged.json"
 
@@ -21,6 +22,7 @@ class Skips:
 
     folder: Folder
     most: int  # in a row
+    peers: Peers = ALONE
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def good(self) -> None:
@@ -31,17 +33,18 @@ class Skips:
         """A step was left out.
 
         Args:
-            batch: of the step.
+            batch: of the step, this process' part of it.
             in_a_row: steps left out, this one among them; some may have been before a restart.
             facts: step, loss, gradient norm and rate.
 
         Raises:
             Diverged: when they are more than ``most``; the batches' ids are written first.
         """
-        self.rows.append({**facts, "sample_ids": batch.sample_ids})
+        self.rows.append({**facts, "sample_ids": self.peers.gather_names(batch.sample_ids)})
         if in_a_row <= self.most:
             return
-        self.folder.write(REPORT, (json.dumps(self.rows, indent=1) + "\n").encode())
+        if self.peers.is_first:
+            self.folder.write(REPORT, (json.dumps(self.rows, indent=1) + "\n").encode())
         raise Diverged(
             f"{in_a_row} steps in a row gave a loss or gradient that is no number, the last at step "
             f"{facts['step']} (loss {facts['loss']}, gradient norm {facts['gradient_norm']}); their samples "

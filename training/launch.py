@@ -18,7 +18,7 @@ from torch.multiprocessing.spawn import ProcessException, start_processes
 from storage.errors import CocuError
 from storage.runtime import Bar, Runtime, local_engine, silent_progress
 from storage.stage import Job
-from training.distributed import ALONE, PeerLost, Peers, by_torchrun, joined, own_device
+from training.distributed import ALONE, PeerLost, Peers, by_torchrun, joined, own_cores, own_device
 
 Work = Callable[[Job[Any], Peers], None]
 
@@ -76,9 +76,10 @@ def _spawn(work: Work, job: Job[Any]) -> None:
 
 def _worker(rank: int, work: Work, job: Job[Any], world: int, port: int, messages: Any) -> None:
     """What a started process does."""
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+    os.environ.update(WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(max(1, torch.get_num_threads() // world))
+    torch.set_num_threads(own_cores())
     try:
         _take_part(work, job)
     except Exception as error:

@@ -20,6 +20,7 @@ from storage.runtime import Progress
 from training.checkpoint import Checkpoints
 from training.curve import Curve
 from training.data import Batch
+from training.distributed import ALONE, Peers
 from training.divergence import Skips
 from training.ema import Average
 from training.optim import OptimConfig, adamw, learning_rate
@@ -66,6 +67,7 @@ def train(
     progress: Progress,
     title: str,
     trackers: Sequence[Tracker] = (),
+    peers: Peers = ALONE,
 ) -> State:
     """Runs to step ``steps``, from the last checkpoint if an earlier run left one.
 
@@ -78,6 +80,7 @@ def train(
         progress: shows loss, rate, speed, and the share of time spent waiting for data.
         title: of the progress bar.
         trackers: are told every step.
+        peers: who takes the same steps with other samples; the first of them writes.
 
     Raises:
         Diverged: when more than ``max_skipped`` steps in a row gave no finite loss and gradient.
@@ -93,11 +96,11 @@ def train(
         for tracker in trackers:
             tracker.begin(state.step)
             open_now.callback(tracker.close)
-        for _ in _steps(state, objective, arithmetic, batches, steps, config, folder):
+        for _ in _steps(state, objective, arithmetic, batches, steps, config, folder, peers):
             bar.advance(note=note(state.curve))
             for tracker in trackers:
                 tracker.log(state.curve.step[-1], told(state.curve))
-            if state.step % config.checkpoint_every == 0 and state.step < steps:
+            if peers.is_first and state.step % config.checkpoint_every == 0 and state.step < steps:
                 _save(state, checkpoints, trackers, steps // config.epochs)
         checkpoints.wait()
     assert state.step == steps, f"the loader gave batches up to step {state.step} of {steps}"
@@ -145,14 +148,15 @@ def _steps(
     steps: int,
     config: LoopConfig,
     folder: Folder,
+    peers: Peers,
 ) -> Iterator[None]:
     """Takes step after step, each noted in the curve."""
-    skips, ended = Skips(folder, config.max_skipped), time.perf_counter()
+    skips, ended = Skips(folder, config.max_skipped, peers), time.perf_counter()
     with closing(batches(state.step)) as source:
         for batch in source:
             came = time.perf_counter()
             rate = learning_rate(config.optim, state.step, steps, config.epochs)
-            loss, norm, skipped = _step(state, objective, batch, arithmetic, rate, config)
+            loss, norm, skipped = _step(state, objective, batch, arithmetic, rate, config, peers)
             now = time.perf_counter()
             row = {"step": state.step, "loss": loss, "rate": rate, "norm": norm, "skipped": skipped}
             times = {"seconds": now - ended, "waited": came - ended, "ended": time.time()}
@@ -174,13 +178,14 @@ def _step(
     arithmetic: Arithmetic,
     rate: float,
     config: LoopConfig,
+    peers: Peers,
 ) -> tuple[float, float, bool]:
     """Loss, gradient norm, and whether they were no numbers and the model was left as it was."""
     for group in state.optimizer.param_groups:
         group["lr"] = rate * group["factor"]
     buffers = [buffer.clone() for buffer in state.model.buffers()]
     state.optimizer.zero_grad(set_to_none=True)
-    loss = float(backward(objective, batch, arithmetic, config.micro_batch))
+    loss = float(backward(objective, batch, arithmetic, config.micro_batch, peers))
     arithmetic.scaler.unscale_(state.optimizer)
     norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), config.optim.clip))
     finite = math.isfinite(loss) and math.isfinite(norm)

@@ -15,13 +15,14 @@ from storage.reader import CorpusReader
 from storage.schemas import table_of
 from storage.stage import Job, Output, Stage
 from training.curve import Curve
+from training.distributed import ALONE, Peers, own_cores
 from training.groupvit import GroupViTConfig
+from training.launch import together
 from training.loader import Beside, Loader, View
 from training.loop import LoopConfig, train
 from training.nouns import DrawConfig, Kind, NounSource
 from training.recognition import RecognitionConfig, RecognitionObjective
 from training.segmentation import GroupViTObjective
-from training.threads import available_cores
 from training.tracking import TensorBoard, Tracker, WeightsAndBiases
 from training.views import RandomCrops, RegionMaps, RegionVectors, Squares
 
@@ -85,6 +86,7 @@ def loader(
     fixed: Kind | None,
     view: View | None,
     beside: Beside | None = None,
+    peers: Peers = ALONE,
 ) -> Loader:
     """The samples of the chosen sources, with their nouns, as they are viewed, and what is stored of them."""
     reader = CorpusReader(job.artifact("corpus"), job.runtime.locations)
@@ -102,42 +104,50 @@ def loader(
         seed=job.config.loop.seed,
         view=view,
         beside=beside,
-        threads=available_cores(),
+        rank=peers.rank,
+        world=peers.world,
+        threads=own_cores(),
     )
 
 
 def train_segmenter(job: Job[Training]) -> None:
     """Stage ``train``: fits a segmenter, writes its weights and its loss curve."""
+    together(_train, job)
+
+
+def _train(job: Job[Training], peers: Peers) -> None:
     if isinstance(job.config, GroupViTTraining):
-        _train_groupvit(job, job.config)
+        _train_groupvit(job, job.config, peers)
     else:
-        _train_grouping(job, job.config)
+        _train_grouping(job, job.config, peers)
 
 
-def _train_groupvit(job: Job[Training], config: GroupViTTraining) -> None:
+def _train_groupvit(job: Job[Training], config: GroupViTTraining, peers: Peers) -> None:
     encoder = job.runtime.load_encoder(job.artifact("encoder").local_folder(), job.runtime.device)
     names = job.artifact("vocabulary").read("concepts", columns=["name"])["name"].to_pylist()
     torch.manual_seed(stable_seed("weights", config.loop.seed))
     objective = GroupViTObjective(config.model, encoder, names, config.prompt, config.loop.seed)
     view = RandomCrops(config.model.image_size, config.loop.seed)
-    samples = loader(job, drawn=config.nouns, fixed=None, view=view)
-    _fit(job, objective, samples)
+    samples = loader(job, drawn=config.nouns, fixed=None, view=view, peers=peers)
+    _fit(job, objective, samples, peers)
 
 
-def _train_grouping(job: Job[Training], config: GroupingTraining) -> None:
+def _train_grouping(job: Job[Training], config: GroupingTraining, peers: Peers) -> None:
     encoder = job.runtime.load_encoder(job.artifact("encoder").local_folder(), job.runtime.device)
     concepts = job.artifact("vocabulary").read("concepts", columns=["vector"])
     objective = RecognitionObjective(config.recognition, encoder, concepts)
     drawn: Kind | None = "archive" if config.nouns == "archive" else None
     if config.recognition.trains == "head":
-        samples = loader(job, drawn, config.fixed, None, RegionVectors(job.artifact("regions")))
+        samples = loader(job, drawn, config.fixed, None, RegionVectors(job.artifact("regions")), peers)
     else:
         view, maps = Squares(config.recognition.size), RegionMaps(job.artifact("groups"))
-        samples = loader(job, drawn, config.fixed, view, maps)
-    _fit(job, objective, samples)
+        samples = loader(job, drawn, config.fixed, view, maps, peers)
+    _fit(job, objective, samples, peers)
 
 
-def _fit(job: Job[Training], objective: GroupViTObjective | RecognitionObjective, samples: Loader) -> None:
+def _fit(
+    job: Job[Training], objective: GroupViTObjective | RecognitionObjective, samples: Loader, peers: Peers
+) -> None:
     loop = job.config.loop
     title = f"train {_method(job.config)} {job.config.nouns}"
     state = train(
@@ -148,8 +158,11 @@ def _fit(job: Job[Training], objective: GroupViTObjective | RecognitionObjective
         job.folder,
         job.runtime.progress,
         title,
-        _trackers(job),
+        _trackers(job) if peers.is_first else [],
+        peers,
     )
+    if not peers.is_first:
+        return
     seen, curve = sum(samples.sizes.values()), state.curve
     output = Output(tables=_tables(curve, samples.steps_per_epoch), seen=seen, kept=seen)
     output.files[MODEL] = (save_tensors(state.weights()), 0)

@@ -129,9 +129,10 @@ def fit(job: Job[Any], peers: Peers) -> None:
     arithmetic = Arithmetic.of("fp32", torch.device("cpu"))
     for name, make in MAKE.items():
         objective = make()
-        optimizer = torch.optim.SGD(objective.model.parameters(), lr=0.05, momentum=0.9)
+        optimizer = torch.optim.SGD(objective.model.parameters(), lr=0.01, momentum=0.9)
         for epoch in range(5):
-            own = piece(batch(8, epoch), peers.part(8))
+            share = 8 // peers.world
+            own = piece(batch(8, epoch), slice(peers.rank * share, (peers.rank + 1) * share))
             optimizer.zero_grad()
             backward(objective, own, arithmetic, job.config["micro_batch"], peers)
             nn.utils.clip_grad_norm_(objective.model.parameters(), 5.0)
