@@ -16,6 +16,7 @@ from benchmarks import (
     curation_vs_loop,
     embed_vs_decode,
     embed_vs_forward,
+    groupvit_step_vs_transformers,
     ivf_vs_autofaiss,
     read_vs_webdataset,
     scale,
@@ -36,6 +37,7 @@ def cases() -> Iterator[dict[str, Any]]:
     yield ivf_vs_autofaiss.measure()
     for case in curation_vs_loop.cases():
         yield case()
+    yield from groupvit_step_vs_transformers.cases()
     points = scale.curve(SIZES)
     yield scale.scaling(points)
     yield scale.peak(points)

@@ -217,6 +217,25 @@ def path(stage: StageName, fingerprint: Fingerprint = None, store: StoreUrl = "s
 
 
 @app.command()
+def export(
+    folder: Annotated[str, typer.Argument(help="Folder or fsspec URL to write to.", metavar="FOLDER")],
+    fingerprint: Fingerprint = None,
+    store: StoreUrl = "store",
+) -> None:
+    """Write a trained GroupViT as a folder that `transformers.GroupViTModel.from_pretrained` loads.
+
+    Such a folder is also what `train.groupvit.init` starts a training from.
+
+    Example: `cocu export ./groupvit --fingerprint 1f3c`
+    """
+    from flows.catalogue import find_artifact, open_store
+    from flows.handing_over import export_groupvit
+
+    export_groupvit(find_artifact(open_store(store), "train", fingerprint), folder)
+    say(folder)
+
+
+@app.command()
 def gc(
     store: StoreUrl = "store",
     yes: Annotated[bool, typer.Option("--yes", help="Remove them; else they are only listed.")] = False,

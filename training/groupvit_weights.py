@@ -1,15 +1,11 @@
 """GroupViT weights under the names that `transformers` gives them, to load and to hand back."""
 
-import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
 
-from safetensors.torch import load_file
+import torch
 from torch import Tensor
 
-from training.groupvit import GroupViT, GroupViTConfig
-
+INWARD = ".inward."  # of queries, keys and values: one matrix here, three there
 # Ours to theirs, applied in this order to every name.
 RENAMES = (
     ("image.patches.", "vision_model.embeddings.patch_embeddings.projection."),
@@ -55,27 +51,26 @@ RENAMES = (
     (".narrow.", ".fc2."),
 )
 
-# What `transformers` lets one configure and the paper, and so this code, holds fixed.
-FIXED_TEXT = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
-FIXED_VISION = {
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-5,
-    "assign_eps": 1.0,
-    "assign_mlp_ratio": [0.5, 4],
-    "num_channels": 3,
-}
 
+def transformers_names(name: str) -> tuple[str, ...]:
+    """Returns the names in `transformers`' GroupViTModel of one of our parameters or buffers.
 
-def transformers_name(name: str) -> str:
-    """Returns the name in `transformers`' GroupViTModel of one of our parameters or buffers."""
+    One, or three for what here is one matrix (and bias) of queries, keys and values.
+    """
     for ours, theirs in RENAMES:
         name = name.replace(ours, theirs)
-    return name
+    parts = (".q_proj.", ".k_proj.", ".v_proj.") if INWARD in name else ("",)
+    return tuple(name.replace(INWARD, part) for part in parts)
 
 
 def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames the state of a `GroupViT` for `transformers`; the tensors are shared, not copied."""
-    return {transformers_name(name): weight for name, weight in state.items()}
+    """Renames the state of a `GroupViT` for `transformers`; the tensors are views, not copies."""
+    theirs: dict[str, Tensor] = {}
+    for name, weight in state.items():
+        names = transformers_names(name)
+        parts = weight.chunk(len(names)) if len(names) > 1 else (weight,)
+        theirs |= dict(zip(names, parts, strict=True))
+    return theirs
 
 
 def from_transformers(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
@@ -88,71 +83,19 @@ def from_transformers(state: Mapping[str, Tensor], names: Iterable[str]) -> dict
     Raises:
         ValueError: if weights are missing or left over, as when the configurations differ.
     """
-    theirs = {transformers_name(name): name for name in names}
+    theirs = {name: transformers_names(name) for name in names}
+    wanted = {part for parts in theirs.values() for part in parts}
     given = {name for name in state if not name.endswith("position_ids")}
-    if given != theirs.keys():
+    if given != wanted:
         raise ValueError(
-            f"missing weights {_few(theirs.keys() - given)}, unknown weights "
-            f"{_few(given - theirs.keys())}; the file must hold a GroupViTModel of this configuration"
+            f"missing weights {_few(wanted - given)}, unknown weights "
+            f"{_few(given - wanted)}; the file must hold a GroupViTModel of this configuration"
         )
-    return {ours: state[name] for name, ours in theirs.items()}
+    return {name: _joined([state[part] for part in parts]) for name, parts in theirs.items()}
 
 
-def config_from_transformers(config: Mapping[str, Any]) -> GroupViTConfig:
-    """Reads a `transformers` GroupViT configuration, the parsed `config.json`.
-
-    Raises:
-        ValueError: if it departs from the paper in something that is fixed here.
-    """
-    text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
-    ours = GroupViTConfig(
-        image_size=vision.get("image_size", 224),
-        patch_size=vision.get("patch_size", 16),
-        width=vision.get("hidden_size", 384),
-        heads=vision.get("num_attention_heads", 6),
-        depths=tuple(vision.get("depths", (6, 3, 3))),
-        groups=tuple(vision.get("num_group_tokens", (64, 8, 0))),
-        text_width=text.get("hidden_size", 256),
-        text_layers=text.get("num_hidden_layers", 12),
-        text_heads=text.get("num_attention_heads", 4),
-        context_length=text.get("max_position_embeddings", 77),
-        vocab_size=text.get("vocab_size", 49408),
-        projection_dim=config.get("projection_dim", 256),
-        projection_hidden=config.get("projection_intermediate_dim", 4096),
-        logit_scale_init=config.get("logit_scale_init_value", 2.6592),
-    )
-    outputs = [*ours.groups[:-1], ours.groups[-2]]
-    _require("text_config", text, FIXED_TEXT | {"intermediate_size": 4 * ours.text_width})
-    _require(
-        "vision_config",
-        vision,
-        FIXED_VISION | {"intermediate_size": 4 * ours.width, "num_output_groups": outputs},
-    )
-    return ours
-
-
-def load_pretrained(folder: Path) -> GroupViT:
-    """Builds the model of a `transformers` folder: `config.json` beside `model.safetensors`.
-
-    Raises:
-        FileNotFoundError: if one of the two is not there.
-        ValueError: if they do not describe a GroupViT of the paper's architecture.
-    """
-    config = config_from_transformers(json.loads((folder / "config.json").read_text()))
-    model = GroupViT(config)
-    state = load_file(folder / "model.safetensors")
-    model.load_state_dict(from_transformers(state, model.state_dict()))
-    return model.eval()
-
-
-def _require(section: str, given: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
-    for key, allowed in fixed.items():
-        value = given.get(key, allowed)
-        if (list(value) if isinstance(value, tuple) else value) != allowed:
-            raise ValueError(
-                f"{section}.{key} is {value!r}; only {allowed!r}, the paper's architecture, is "
-                "supported: train or convert a model that has it"
-            )
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def _few(names: Iterable[str]) -> str:

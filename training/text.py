@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from training.transformer import Block, QuickGELU
+from training.transformer import Block, Packing, QuickGELU
 
 
 class TextTower(nn.Module):
     """Encodes token ids into one vector a text.
 
     The end-of-text token must have the highest id of the vocabulary, as in CLIP's; what follows it
-    is padding, which a causal transformer never shows to it.
+    is padding, which a causal transformer never shows to it. So padding is left out of all work.
 
     Args:
         vocab_size: number of token ids.
@@ -43,12 +43,13 @@ class TextTower(nn.Module):
                 f"texts of {length} tokens came to a tower with context_length="
                 f"{self.positions.num_embeddings}; truncate them or raise context_length"
             )
-        x_NTW = self.tokens(tokens_NT) + self.positions.weight[:length]
+        ends_N = tokens_NT.argmax(dim=1)
+        packing, ids_P, positions_P = packed(tokens_NT, ends_N)
+        x_PW = self.tokens(ids_P) + self.positions(positions_P)
         for block in self.blocks:
-            x_NTW = block(x_NTW, causal=True)
-        rows_N = torch.arange(len(tokens_NT), device=tokens_NT.device)
-        ends_NW: Tensor = self.norm(x_NTW[rows_N, tokens_NT.argmax(dim=1)])
-        return ends_NW
+            x_PW = block.causal(x_PW, packing)
+        read_NW: Tensor = self.norm(x_PW[(ends_N + 1).cumsum(0) - 1])
+        return read_NW
 
     def _initialise(self) -> None:
         """CLIP's scales: deviations shrink with width, and with depth where residuals add up."""
@@ -58,9 +59,26 @@ class TextTower(nn.Module):
         for name, weight in self.blocks.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(weight)
-            elif name.endswith(("query.weight", "key.weight", "value.weight")):
+            elif name.endswith("inward.weight"):
                 nn.init.normal_(weight, std=width**-0.5)
             elif name.endswith("widen.weight"):
                 nn.init.normal_(weight, std=(2 * width) ** -0.5)
             elif name.endswith(("out.weight", "narrow.weight")):
                 nn.init.normal_(weight, std=(width * residuals) ** -0.5)
+
+
+def packed(tokens_NT: Tensor, ends_N: Tensor) -> tuple[Packing, Tensor, Tensor]:
+    """Leaves out what follows the end of each text.
+
+    Args:
+        tokens_NT: int64 token ids.
+        ends_N: int64, where each text ends.
+
+    Returns:
+        The packing, and id and position of each of its tokens, (P,).
+    """
+    longest = int(ends_N.max()) + 1
+    steps_T = torch.arange(longest, device=tokens_NT.device)
+    places_P = (steps_T <= ends_N[:, None]).flatten().nonzero()[:, 0]
+    packing = Packing(places_P, (len(tokens_NT), longest))
+    return packing, tokens_NT[:, :longest].flatten()[places_P], places_P % longest

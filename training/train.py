@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save as save_tensors
 
 from storage.artifact import Artifact
+from storage.files import Folder
 from storage.fingerprint import canonical, stable_seed
 from storage.reader import CorpusReader
 from storage.schemas import table_of
@@ -17,6 +18,7 @@ from storage.stage import Job, Output, Stage
 from training.curve import Curve
 from training.distributed import ALONE, Peers, own_cores
 from training.groupvit import GroupViTConfig
+from training.groupvit_folder import identity_of, start_from
 from training.launch import together
 from training.loader import Beside, Loader, View
 from training.loop import LoopConfig, train
@@ -36,6 +38,9 @@ class GroupViTTraining:
     nouns: Kind = "archive"
     sources: tuple[str, ...] = ()  # of the corpus; all of them when empty
     model: GroupViTConfig = field(default_factory=GroupViTConfig)
+    init: str = field(
+        default="", metadata={"identity": False}
+    )  # folder or hf-hub:… to start from; its bytes count
     draws: DrawConfig = field(default_factory=DrawConfig)
     prompt: str = "a photo of a {}."
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -110,6 +115,16 @@ def loader(
     )
 
 
+def starting_weights(config: Training, store: Folder) -> dict[str, str]:
+    """What a training starts from, where that is not chance.
+
+    Raises:
+        InputError: if it is not there.
+    """
+    init = config.init if isinstance(config, GroupViTTraining) else ""
+    return {"init": identity_of(init, store)} if init else {}
+
+
 def train_segmenter(job: Job[Training]) -> None:
     """Stage ``train``: fits a segmenter, writes its weights and its loss curve."""
     together(_train, job)
@@ -127,6 +142,8 @@ def _train_groupvit(job: Job[Training], config: GroupViTTraining, peers: Peers) 
     names = job.artifact("vocabulary").read("concepts", columns=["name"])["name"].to_pylist()
     torch.manual_seed(stable_seed("weights", config.loop.seed))
     objective = GroupViTObjective(config.model, encoder, names, config.prompt, config.loop.seed)
+    if config.init:
+        start_from(config.init, objective.model)
     view = RandomCrops(config.model.image_size, config.loop.seed)
     samples = loader(job, drawn=config.nouns, fixed=None, view=view, peers=peers)
     _fit(job, objective, samples, peers)
@@ -210,4 +227,4 @@ def _knobs(config: Training) -> dict[str, str]:  # noqa: ARG001
     }
 
 
-TRAIN = Stage("train", 2, train_segmenter, knobs=_knobs)
+TRAIN = Stage("train", 2, train_segmenter, starting_weights, knobs=_knobs)

@@ -1,12 +1,38 @@
 """Attention, MLP and pre-norm block: what GroupViT's image and text towers have in common."""
 
-import torch
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 from torch.nn import functional
 
 
+@dataclass(frozen=True)
+class Packing:
+    """Sequences of different lengths, one after another and without padding.
+
+    What works token by token takes them as they are; only attention has to tell them apart.
+
+    Attributes:
+        places_P: int64, where each of the P tokens lies among the N·T of the padded batch.
+        shape: N and T of the padded batch.
+    """
+
+    places_P: Tensor
+    shape: tuple[int, int]
+
+    def pad(self, packed_PW: Tensor) -> Tensor:
+        """Lays (P, W) out as (N, T, W), with zeros behind the end of each sequence."""
+        count, length = self.shape
+        empty_MW = packed_PW.new_zeros(count * length, packed_PW.shape[1])
+        return empty_MW.index_copy(0, self.places_P, packed_PW).unflatten(0, self.shape)
+
+    def pack(self, padded_NTW: Tensor) -> Tensor:
+        """Takes the tokens that are no padding from (N, T, W): (P, W)."""
+        return padded_NTW.flatten(0, 1).index_select(0, self.places_P)
+
+
 class Attention(nn.Module):
-    """Multi-head attention of queries over a context; with `context = queries` it is self-attention.
+    """Multi-head attention.
 
     Args:
         width: channels of queries, context and output.
@@ -21,27 +47,41 @@ class Attention(nn.Module):
         if width % heads:
             raise ValueError(f"width={width} is not divisible by heads={heads}; choose a multiple of {heads}")
         self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
+        self.inward = nn.Linear(width, 3 * width)  # queries, keys and values: one product where it can be
         self.out = nn.Linear(width, width)
 
-    def forward(self, queries_NQW: Tensor, context_NKW: Tensor, *, causal: bool = False) -> Tensor:
-        """Returns what each query gathered, (N, Q, W); with `causal`, from no later position."""
-        gathered_NHQE = functional.scaled_dot_product_attention(
-            self._split(self.query(queries_NQW)),
-            self._split(self.key(context_NKW)),
-            self._split(self.value(context_NKW)),
-            is_causal=causal,
-        )
-        merged_NQW: Tensor = self.out(gathered_NHQE.transpose(1, 2).flatten(2))
+    def forward(self, queries_NQW: Tensor, context_NKW: Tensor) -> Tensor:
+        """Returns what each query gathered from the context, (N, Q, W)."""
+        own = self.out.in_features
+        weight, bias = self.inward.weight, self.inward.bias
+        asked_NQW = functional.linear(queries_NQW, weight[:own], bias[:own])
+        held_NKV = functional.linear(context_NKW, weight[own:], bias[own:])
+        merged_NQW: Tensor = self.out(self._gather(asked_NQW, *held_NKV.chunk(2, dim=-1)))
         return merged_NQW
+
+    def to_itself(self, tokens_NTW: Tensor) -> Tensor:
+        """Returns what each token gathered from all of its sequence, (N, T, W)."""
+        merged_NTW: Tensor = self.out(self._gather(*self.inward(tokens_NTW).chunk(3, dim=-1)))
+        return merged_NTW
+
+    def to_earlier(self, tokens_PW: Tensor, packing: Packing) -> Tensor:
+        """Returns what each packed token gathered from itself and those before it, (P, W)."""
+        padded_NTV = packing.pad(self.inward(tokens_PW))
+        gathered_NTW = self._gather(*padded_NTV.chunk(3, dim=-1), causal=True)
+        merged_PW: Tensor = self.out(packing.pack(gathered_NTW))
+        return merged_PW
+
+    def _gather(
+        self, queries_NQW: Tensor, keys_NKW: Tensor, values_NKW: Tensor, *, causal: bool = False
+    ) -> Tensor:
+        gathered_NHQE = functional.scaled_dot_product_attention(
+            self._split(queries_NQW), self._split(keys_NKW), self._split(values_NKW), is_causal=causal
+        )
+        return gathered_NHQE.transpose(1, 2).flatten(2)
 
     def _split(self, tokens_NTW: Tensor) -> Tensor:
         """Splits the channels over the heads: (N, H, T, W / H)."""
-        batch, length, width = tokens_NTW.shape
-        split_NTHE = tokens_NTW.reshape(batch, length, self.heads, width // self.heads)
-        return split_NTHE.transpose(1, 2)
+        return tokens_NTW.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class QuickGELU(nn.Module):
@@ -49,7 +89,7 @@ class QuickGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the activation, element by element."""
-        return x * torch.sigmoid(1.702 * x)
+        return functional.silu(1.702 * x) / 1.702  # keeps one tensor for the gradient instead of two
 
 
 class Mlp(nn.Module):
@@ -77,9 +117,14 @@ class Block(nn.Module):
         self.norm_mlp = nn.LayerNorm(width)
         self.mlp = Mlp(width, 4 * width, width, activation)
 
-    def forward(self, tokens_NTW: Tensor, *, causal: bool = False) -> Tensor:
+    def forward(self, tokens_NTW: Tensor) -> Tensor:
         """Returns the tokens after attention and MLP, (N, T, W)."""
-        normed_NTW = self.norm_attention(tokens_NTW)
-        tokens_NTW = tokens_NTW + self.attention(normed_NTW, normed_NTW, causal=causal)
-        updated_NTW: Tensor = tokens_NTW + self.mlp(self.norm_mlp(tokens_NTW))
-        return updated_NTW
+        return self._mapped(tokens_NTW + self.attention.to_itself(self.norm_attention(tokens_NTW)))
+
+    def causal(self, tokens_PW: Tensor, packing: Packing) -> Tensor:
+        """The same for packed sequences, (P, W), whose tokens see none that come later."""
+        return self._mapped(tokens_PW + self.attention.to_earlier(self.norm_attention(tokens_PW), packing))
+
+    def _mapped(self, tokens: Tensor) -> Tensor:
+        mapped: Tensor = tokens + self.mlp(self.norm_mlp(tokens))
+        return mapped

@@ -7,15 +7,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load
 
 from flows.config import load_config
 from flows.demo import demo_config, reseeded
+from flows.pipeline import declare
+from flows.plan import Plan
+from flows.run import make_runtime
+from storage.artifact import Store
+from storage.errors import InputError
+from storage.stage import materialize
+from training.groupvit_folder import load_pretrained
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("demo", "run", "plan", "ls", "show", "path", "gc", "doctor", "serve")
+COMMANDS = ("demo", "run", "plan", "ls", "show", "path", "export", "gc", "doctor", "serve")
 Cocu = Callable[..., "object"]
 
 
@@ -304,6 +314,29 @@ def test_demo_writes_summary_and_report_here_and_ends_with_the_table(cocu, tmp_p
         assert model in outcome.out
     assert (tmp_path / "runs" / "demo" / "report.html").read_text().lower().startswith("<!doctype html>")
     assert (tmp_path / "store" / "runs" / "demo" / "summary.json").exists()
+    assert_exported_model_starts_a_training(cocu, tmp_path)
+
+
+def assert_exported_model_starts_a_training(cocu, folder):
+    """At a learning rate of 0 it ends with the weights that it began with."""
+    still = ["train.groupvit.init=exported", "train.groupvit.loop.optim={rate = 0.0, min_rate = 0.0}"]
+    plan = Plan(Store("store"))
+    declare(plan, demo_config(0, SMALL))
+    first = next(node.artifact for node in plan.nodes if node.label == "train groupvit_caption")
+    outcome = cocu("export", "exported", "--fingerprint", first.fingerprint)
+    assert (outcome.status, outcome.out.strip()) == (0, "exported"), outcome.err
+    again = Plan(Store("store"))
+    declare(again, demo_config(0, [*SMALL, *still]))
+    node = next(node for node in again.nodes if node.label == "train groupvit_caption")
+    runtime = replace(make_runtime("local", 1, "cpu", quiet=True), locations=again.locations)
+    second = materialize(node.stage, node.config, node.inputs, again.store, runtime)
+    trained, begun = (load(artifact.folder.read("model.safetensors")) for artifact in (second, first))
+    learnt = [name for name in begun if "running" not in name and "tracked" not in name]
+    assert all(torch.equal(trained[name], begun[name]) for name in learnt)
+    assert second.fingerprint != first.fingerprint
+    (folder / "exported" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"holds no GroupViT that can be used here: missing weights"):
+        load_pretrained("exported")
 
 
 def test_demo_config_is_the_visible_one():

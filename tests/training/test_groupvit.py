@@ -1,215 +1,24 @@
-"""GroupViT against `transformers`, on random weights, and by hand where that has no code."""
+"""GroupViT by hand; against `transformers` it is held in test_groupvit_parity.py."""
 
-import json
 from dataclasses import asdict
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-import curation.openclip  # noqa: F401  (before transformers: it mends torchvision)
+from tests.training.groupvit_oracle import TINY, images, texts
 from training.assignment import hard_assignment
 from training.groupvit import GroupedImage, GroupViT, GroupViTConfig, group_masks
 from training.groupvit_inference import group_logits, pixel_logits
-from training.groupvit_weights import (
-    config_from_transformers,
-    from_transformers,
-    load_pretrained,
-    to_transformers,
-    transformers_name,
-)
 from training.gumbel import sample_keys
 from training.losses import caption_contrast
-
-TINY = GroupViTConfig(
-    image_size=32,
-    patch_size=8,
-    width=24,
-    heads=3,
-    depths=(2, 1, 1),
-    groups=(6, 4, 0),
-    text_width=16,
-    text_layers=2,
-    text_heads=2,
-    context_length=10,
-    vocab_size=50,
-    projection_dim=12,
-    projection_hidden=20,
-)
-CLOSE = {"atol": 1e-5, "rtol": 1e-4}
-
-
-def images(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def texts(seed: int = 0) -> Tensor:
-    """Three texts of different lengths; 49 ends a text and 0 pads it."""
-    tokens = torch.randint(1, 49, (3, 10), generator=torch.Generator().manual_seed(seed))
-    for row, end in enumerate((9, 5, 2)):
-        tokens[row, end], tokens[row, end + 1 :] = 49, 0
-    return tokens
-
-
-def with_every_weight_random(model: nn.Module) -> nn.Module:
-    """Default zeros and ones would hide a bias, position or norm that is read in the wrong place."""
-    generator = torch.Generator().manual_seed(7)
-    for name, weight in model.state_dict().items():
-        if name.endswith("running_var"):
-            weight.uniform_(0.5, 2.0, generator=generator)
-        elif weight.is_floating_point() and weight.ndim > 0:
-            weight.normal_(std=0.2, generator=generator)
-    return model.eval()
-
-
-def transformers_groupvit() -> ModuleType:
-    """The oracle's module. What it imports on the way includes torchvision, which has one door here."""
-    from transformers.models.groupvit import modeling_groupvit
-
-    return modeling_groupvit
-
-
-def transformers_config(module: ModuleType) -> Any:
-    vision = module.GroupViTVisionConfig(
-        hidden_size=24,
-        intermediate_size=96,
-        num_hidden_layers=4,
-        depths=[2, 1, 1],
-        num_group_tokens=[6, 4, 0],
-        num_output_groups=[6, 4, 4],
-        num_attention_heads=3,
-        image_size=32,
-        patch_size=8,
-    )
-    text = module.GroupViTTextConfig(
-        vocab_size=50,
-        hidden_size=16,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=10,
-        eos_token_id=49,
-        bos_token_id=48,
-    )
-    return module.GroupViTConfig(
-        text_config=text.to_dict(),
-        vision_config=vision.to_dict(),
-        projection_dim=12,
-        projection_intermediate_dim=20,
-    )
-
-
-@pytest.fixture(scope="module")
-def theirs() -> Any:
-    module = transformers_groupvit()
-    return with_every_weight_random(module.GroupViTModel(transformers_config(module)))
-
-
-@pytest.fixture(scope="module")
-def ours(theirs: Any) -> GroupViT:
-    model = GroupViT(TINY)
-    model.load_state_dict(from_transformers(theirs.state_dict(), model.state_dict()))
-    return model.eval()
 
 
 @pytest.fixture
 def fresh() -> GroupViT:
     torch.manual_seed(0)
     return GroupViT(TINY)
-
-
-@torch.no_grad()
-def their_grouping(theirs: Any, image: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """Pooled and group vectors in the space of texts, and soft maps, at any image size."""
-    vision = theirs.vision_model
-    x = vision.embeddings(image, interpolate_pos_encoding=True)
-    encoded = vision.encoder(x, output_attentions=True, return_dict=True)
-    tokens = vision.layernorm(encoded.last_hidden_state)
-    groups = theirs.visual_projection(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
-    return theirs.visual_projection(tokens.mean(dim=1)), groups, encoded.attentions
-
-
-@pytest.mark.parametrize("size", [(32, 32), (48, 48), (24, 56)])
-def test_image_any_size_equals_transformers(ours: GroupViT, theirs: Any, size: tuple[int, int]) -> None:
-    image = images(2, 3, *size)
-    pooled, groups, maps = their_grouping(theirs, image)
-    with torch.no_grad():
-        grouped = ours.encode_image(image)
-    torch.testing.assert_close(grouped.pooled_ND, pooled, **CLOSE)
-    torch.testing.assert_close(grouped.groups_NGD, groups, **CLOSE)
-    torch.testing.assert_close(grouped.assignments[0].flatten(2), maps[0], **CLOSE)
-    torch.testing.assert_close(grouped.assignments[1], maps[1], **CLOSE)
-
-
-def test_text_of_several_lengths_equals_transformers(ours: GroupViT, theirs: Any) -> None:
-    tokens = texts()
-    with torch.no_grad():
-        expected = theirs.get_text_features(input_ids=tokens).pooler_output
-        torch.testing.assert_close(ours.encode_text(tokens), expected, **CLOSE)
-
-
-def test_forward_and_masks_equal_transformers_logits_and_segmentation(ours: GroupViT, theirs: Any) -> None:
-    image, tokens = images(2, 3, 32, 32), texts()
-    with torch.no_grad():
-        expected = theirs(input_ids=tokens, pixel_values=image, output_segmentation=True)
-        image_ND, text_MD, scale = ours(image, tokens)
-        grouped = ours.encode_image(image)
-    torch.testing.assert_close(scale * image_ND @ text_MD.T, expected.logits_per_image, **CLOSE)
-    unit_NGD = nn.functional.normalize(grouped.groups_NGD, dim=-1)
-    masks_NGHW = group_masks(grouped.assignments, 32, 32)
-    # their segmentation logits are multiplied by the scale twice
-    logits = scale**2 * torch.einsum("ngd,cd,nghw->nchw", unit_NGD, text_MD, masks_NGHW)
-    torch.testing.assert_close(logits, expected.segmentation_logits, atol=1e-4, rtol=1e-4)
-
-
-def test_paper_defaults_have_the_names_and_shapes_of_transformers() -> None:
-    module = transformers_groupvit()
-    with torch.device("meta"):
-        theirs = module.GroupViTModel(module.GroupViTConfig()).state_dict()
-        ours = to_transformers(GroupViT(GroupViTConfig()).state_dict())
-    assert {name: w.shape for name, w in ours.items()} == {n: w.shape for n, w in theirs.items()}
-
-
-def test_weights_to_transformers_and_back_are_the_same(fresh: GroupViT) -> None:
-    state = fresh.state_dict()
-    back = from_transformers(to_transformers(state), state)
-    assert back.keys() == state.keys()
-    assert all(back[name] is state[name] for name in state)
-
-
-def test_weights_of_other_depth_raise_with_names(fresh: GroupViT) -> None:
-    state = to_transformers(fresh.state_dict())
-    state["text_model.encoder.layers.2.mlp.fc1.bias"] = torch.zeros(1)
-    del state["logit_scale"]
-    with pytest.raises(ValueError, match=r"missing weights \['logit_scale'\].*layers\.2"):
-        from_transformers(state, fresh.state_dict())
-
-
-def test_pretrained_folder_from_transformers_gives_its_model(
-    theirs: Any, ours: GroupViT, tmp_path: Path
-) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(theirs.config.to_dict()))
-    legacy = {"text_model.embeddings.position_ids": torch.arange(10)[None]}
-    save_file(theirs.state_dict() | legacy, tmp_path / "model.safetensors")
-    model = load_pretrained(tmp_path)
-    assert model.config == TINY
-    state = ours.state_dict()
-    assert all(torch.equal(weight, state[name]) for name, weight in model.state_dict().items())
-
-
-def test_config_without_the_papers_architecture_raises() -> None:
-    with pytest.raises(ValueError, match=r"vision_config.assign_eps is 0.5; only 1.0"):
-        config_from_transformers({"vision_config": {"assign_eps": 0.5}})
-    assert config_from_transformers({}) == GroupViTConfig()
-
-
-def test_names_are_all_different(fresh: GroupViT) -> None:
-    names = [transformers_name(name) for name in fresh.state_dict()]
-    assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("noisy", [True, False])
@@ -331,9 +140,9 @@ def test_group_masks_of_hand_made_maps_are_their_product() -> None:
     assert torch.equal(masks, torch.tensor([[1.0, 1, 1, 0], [0, 0, 0, 1]]).reshape(1, 2, 1, 4))
 
 
-def test_group_masks_upsampled_sum_to_one(ours: GroupViT) -> None:
+def test_group_masks_upsampled_sum_to_one(fresh: GroupViT) -> None:
     with torch.no_grad():
-        grouped = ours.encode_image(images(2, 3, 24, 56))
+        grouped = fresh.encode_image(images(2, 3, 24, 56))
     masks = group_masks(grouped.assignments, 50, 70)
     assert masks.shape == (2, 4, 50, 70)
     assert masks.min() >= 0
