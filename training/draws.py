@@ -71,6 +71,21 @@ def draw(
     return drawn
 
 
+def best(offsets: NDArray[np.int64], score_A: NDArray[np.floating[Any]], count: int) -> NDArray[np.int64]:
+    """Positions of each image's highest scores, int64 ``[N, count]``, -1 where it has fewer candidates.
+
+    Equal scores keep their order.
+    """
+    sizes = np.diff(offsets)
+    image_A = np.repeat(np.arange(len(sizes)), sizes)
+    place_A = np.arange(len(image_A)) - offsets[image_A]
+    order = np.lexsort((place_A, -np.asarray(score_A, np.float64), image_A))
+    chosen = np.full((len(sizes), count), -1, np.int64)
+    taken = place_A < count
+    chosen[image_A[taken], place_A[taken]] = order[taken]
+    return chosen
+
+
 def _clusters(
     image_A: NDArray[np.int64], cluster_A: NDArray[np.integer[Any]], logit_A: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

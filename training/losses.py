@@ -5,9 +5,13 @@ All vectors have unit length, and `scale` is the inverse temperature. A batch wi
 neighbouring bfloat16 logits lie 0.5 apart.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+Pooling = Literal["max", "softmax"]  # of the regions of an image
 
 
 def caption_contrast(image_ND: Tensor, text_ND: Tensor, scale: Tensor | float) -> Tensor:
@@ -66,10 +70,12 @@ def noun_to_region(
     carries_PN: Tensor,
     scale: Tensor | float,
     weights_P: Tensor | None = None,
+    pooling: Pooling = "max",
+    both_ways: bool = False,
 ) -> Tensor:
-    """One-way contrast: every noun finds its image by the image's best region.
+    """One-way contrast: every noun finds its image by the image's regions.
 
-    S(n, j) = max_r t_n·v_{j,r}, and L is the mean over nouns of −log softmax_j(scale·S(n, ·)) at
+    With S(n, j) = max_r t_n·v_{j,r}, L is the mean over nouns of −log softmax_j(scale·S(n, ·)) at
     the noun's own image. Other images that carry the same noun are left out of the denominator.
     There is no region-to-noun term, because a region that nobody named has no positive
     (Zhang et al., 2023).
@@ -83,24 +89,48 @@ def noun_to_region(
         carries_PN: bool, whether image j carries noun p; the owner counts in either case.
         scale: inverse temperature.
         weights_P: non-negative weights of the nouns in the mean; equal when absent.
+        pooling: S of an image from its regions: the best one, or the mean by softmax_r(scale·t_n·v_r),
+            which gives the second best a gradient too.
+        both_ways: adds the other way, for comparison: every image spreads its probability evenly over
+            its own nouns among all of the batch. The loss is then the mean of both.
 
     Returns:
         Scalar, in nats.
     """
     located_P = region_valid_NK.any(dim=1)[owner_P]
     owner_P, carries_PN = owner_P[located_P], carries_PN[located_P]
-    logits_PNK = scale * torch.einsum("pd,nkd->pnk", noun_PD[located_P], region_NKD)
-    best_PN = logits_PNK.masked_fill(~region_valid_NK, -torch.inf).amax(dim=2)
-    images_N = torch.arange(len(region_NKD), device=owner_P.device)
-    also_named_PN = carries_PN & (images_N != owner_P[:, None])
-    logits_PN = best_PN.masked_fill(also_named_PN, -torch.inf)
+    pooled_PN = _pooled(region_NKD, region_valid_NK, noun_PD[located_P], scale, pooling)
+    own_PN = torch.arange(len(region_NKD), device=owner_P.device) == owner_P[:, None]
+    logits_PN = pooled_PN.masked_fill(carries_PN & ~own_PN, -torch.inf)
     losses_P = functional.cross_entropy(logits_PN, owner_P, reduction="none")
-    if weights_P is None:
-        return _mean(losses_P)
-    weights_P = weights_P[located_P]
-    return (weights_P * losses_P).sum() / weights_P.sum().clamp_min(torch.finfo(torch.float).tiny)
+    one_way = _mean(losses_P) if weights_P is None else _weighted_mean(losses_P, weights_P[located_P])
+    return (one_way + _image_to_nouns(logits_PN, own_PN)) / 2 if both_ways else one_way
+
+
+def _pooled(
+    region_NKD: Tensor, valid_NK: Tensor, noun_PD: Tensor, scale: Tensor | float, pooling: Pooling
+) -> Tensor:
+    """Logits of every noun for every image, [P, N]; −inf for images without regions."""
+    logits_PNK = scale * torch.einsum("pd,nkd->pnk", noun_PD, region_NKD)
+    best_PN = logits_PNK.masked_fill(~valid_NK, -torch.inf).amax(dim=2)
+    if pooling == "max":
+        return best_PN
+    present_N = valid_NK.any(dim=1)
+    shares_PNK = logits_PNK.masked_fill(~valid_NK & present_N[:, None], -torch.inf).softmax(dim=2)
+    return (shares_PNK * logits_PNK).sum(dim=2).masked_fill(~present_N, -torch.inf)
+
+
+def _image_to_nouns(logits_PN: Tensor, own_PN: Tensor) -> Tensor:
+    named_N = own_PN.any(dim=0)
+    logits_PI, own_PI = logits_PN[:, named_N], own_PN[:, named_N]
+    chosen_PI = logits_PI.log_softmax(dim=0).where(own_PI, 0)
+    return -_mean(chosen_PI.sum(dim=0) / own_PI.sum(dim=0))
 
 
 def _mean(terms: Tensor) -> Tensor:
     """The mean, and 0 of nothing."""
     return terms.sum() / max(terms.numel(), 1)
+
+
+def _weighted_mean(terms: Tensor, weights: Tensor) -> Tensor:
+    return (weights * terms).sum() / weights.sum().clamp_min(torch.finfo(torch.float).tiny)

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from storage.artifact import Artifact
-from training.draws import draw
+from training.draws import best, draw
 
 Kind = Literal["caption", "archive", "truth"]
 
@@ -61,6 +61,7 @@ class NounSource:
     corpus: Artifact
     vocabulary: Artifact
     sidecar: Artifact  # mentions, archive, or the corpus itself for its truth
+    least: float = -1.0  # similarity of an archive's concept to its image; those below are left out
 
     def shard(self, shard: str, sample_ids: Sequence[str]) -> "NounLists":
         """Candidates of the samples with these ids."""
@@ -82,7 +83,7 @@ class NounSource:
     def _lists(self, shard: str) -> pl.DataFrame:
         """Columns sample_id and concept (a list); of archives, score and cluster too."""
         if self.kind == "archive":
-            return _archive_lists(self.sidecar.read("archives", shard))
+            return _archive_lists(self.sidecar.read("archives", shard), self.least)
         if self.kind == "caption":
             return _frame(self.sidecar.read("mentions", shard)).rename({"concept_ids": "concept"})
         return self._truth(shard)
@@ -106,11 +107,13 @@ def _flat(lists: pl.Series) -> NDArray[np.generic]:
     return lists.explode(empty_as_null=False, keep_nulls=False).to_numpy()
 
 
-def _archive_lists(table: pa.Table) -> pl.DataFrame:
+def _archive_lists(table: pa.Table, least: float) -> pl.DataFrame:
     field = pl.element().struct.field
     parts = {"concept": "concept_id", "score": "score", "cluster": "cluster"}
+    fits = pl.element().filter(field("anchor_similarity") >= least)
+    kept = _frame(table).with_columns(pl.col("concepts").list.eval(fits))
     lists = {name: pl.col("concepts").list.eval(field(source)) for name, source in parts.items()}
-    return _frame(table).select("sample_id", **lists)
+    return kept.select("sample_id", **lists)
 
 
 @dataclass(frozen=True)
@@ -119,12 +122,23 @@ class DrawConfig:
 
     count: int = 3  # draws an image and epoch
     temperature: float = 1.0  # of the softmax over clusters and inside them; 1 is the paper's
+    pick: Literal["draw", "best"] = "draw"  # best: the highest scores, the same in every epoch
+    least: float = -1.0  # similarity to the image that an archive's concept must have
+
+    def __post_init__(self) -> None:
+        if self.pick not in ("draw", "best") or self.count < 1:
+            raise ValueError(
+                f"draws.pick={self.pick!r}, count={self.count}; pick 'draw' or 'best', 1 at least"
+            )
 
 
 def draw_nouns(
     candidates: NounLists, sample_ids: Sequence[str], config: DrawConfig, *, seed: int, epoch: int
 ) -> NDArray[np.int64]:
     """Concept ids [N, M] drawn for each sample, -1 where it has no more candidates."""
+    if config.pick == "best":
+        places_NM = best(candidates.offsets, candidates.score, config.count)
+        return np.append(candidates.concept, -1)[places_NM]
     places_NM = draw(
         sample_ids,
         candidates.offsets,

@@ -1,6 +1,6 @@
 """Naming regions: training by the one-way noun-to-region loss, and segmenting with it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from training.encoder import EncoderLike
 from training.features import Backbone, unit_maps
 from training.grouping import GroupingConfig, group, masks
 from training.groups import normalised
-from training.losses import noun_to_region
+from training.losses import Pooling, noun_to_region
 from training.regions import Parts, RegionEncoder, Regions, trainable
 from training.step import Features
 
@@ -28,16 +28,30 @@ class RecognitionConfig:
     trains: Parts = "head"  # of the tower: head, last (block and head) or all
     size: int = 224  # pixels: images are resized to size x size
     temperature: float = 0.07  # of the contrast
+    pooling: Pooling = "max"  # of an image's regions, for a noun: the best, or their mean by softmax
+    both_ways: bool = False  # images find their nouns too: for comparison with the one-way loss
+    alike: float = 1.0  # cosine of two names from which an image with one is no negative for the other
+    drawn_weight: float = 1.0  # of a drawn noun's term beside those that need no draw
+    keep: float = 0.0  # share of the untrained weights in the artifact's (Wortsman et al., 2022)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.keep < 1 or self.drawn_weight < 0 or not 0 < self.alike <= 1:
+            raise ValueError(
+                f"recognition.keep={self.keep}, drawn_weight={self.drawn_weight}, alike={self.alike}: keep "
+                "is a share in [0, 1), a weight 0 at least, and alike a cosine in (0, 1]"
+            )
 
 
 class Nouns:
     """The noun instances of N images: P of them, each with its image and the images that carry it too."""
 
-    def __init__(self, features: Features) -> None:
+    def __init__(self, features: Features, vectors_CD: Tensor | None = None, alike: float = 1.0) -> None:
         """Reads them from the features of any number of pieces.
 
         Args:
             features: `noun_P` with `nouns_N` (how many an image), and `named_Q` with `named_N`.
+            vectors_CD: unit vectors of the names; needed where ``alike`` is below 1.
+            alike: cosine from which a name is carried by images that carry the other.
         """
         self.owner_P = _owners(features["nouns_N"])
         concept_U, place_P = torch.unique(features["noun_P"], return_inverse=True)
@@ -47,14 +61,30 @@ class Nouns:
             len(concept_U), len(features["nouns_N"]), dtype=torch.bool, device=named_Q.device
         )
         carries_UN[torch.searchsorted(concept_U, named_Q[known_Q]), owner_Q[known_Q]] = True
+        if alike < 1:
+            assert vectors_CD is not None, "names are compared by their vectors"
+            carries_UN |= _carries_alike(vectors_CD, concept_U, named_Q, owner_Q, len(carries_UN[0]), alike)
         self.carries_PN = carries_UN[place_P]
+
+
+def _carries_alike(
+    vectors_CD: Tensor, concept_U: Tensor, named_Q: Tensor, owner_Q: Tensor, images: int, alike: float
+) -> Tensor:
+    """Whether an image carries a name that is nearly the same: bool [U, N]."""
+    other_V, place_Q = torch.unique(named_Q, return_inverse=True)
+    named_VN = torch.zeros(len(other_V), images, device=named_Q.device)
+    named_VN[place_Q, owner_Q] = 1
+    near_UV = vectors_CD[concept_U] @ vectors_CD[other_V].T >= alike
+    return near_UV.to(named_VN) @ named_VN > 0
 
 
 def noun_features(batch: Batch) -> Features:
     """Concept ids of a batch's nouns (fixed and drawn), and of all its samples may be called by."""
     nouns = [_nouns_of(batch, row) for row in range(len(batch.sample_ids))]
+    fixed = [np.isin(own, known) for own, known in zip(nouns, batch.fixed, strict=True)]
     return {
         "noun_P": _flat(nouns),
+        "fixed_P": _flat([own.astype(np.int64) for own in fixed]),
         "nouns_N": torch.tensor([len(own) for own in nouns]),
         "named_Q": _flat(batch.named),
         "named_N": torch.tensor([len(names) for names in batch.named]),
@@ -103,14 +133,18 @@ class RecognitionObjective:
     def contrast(self, features: Features) -> Tensor:
         """The loss of all samples, in nats."""
         region_NKD, valid_NK = padded(features["region_RD"], features["regions_N"])
-        nouns = Nouns(features)
+        config, vectors_CD = self.config, self.concept_vectors_CD
+        nouns = Nouns(features, vectors_CD, config.alike)
         return noun_to_region(
             region_NKD,
             valid_NK,
-            self.concept_vectors_CD[features["noun_P"]],
+            vectors_CD[features["noun_P"]],
             owner_P=nouns.owner_P,
             carries_PN=nouns.carries_PN,
-            scale=1 / self.config.temperature,
+            scale=1 / config.temperature,
+            weights_P=torch.where(features["fixed_P"] > 0, 1.0, config.drawn_weight),
+            pooling=config.pooling,
+            both_ways=config.both_ways,
         )
 
     def _region_vectors(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -131,6 +165,19 @@ class RecognitionObjective:
     def _masks(self, batch: Batch) -> Tensor:
         labels_NHW = torch.from_numpy(np.stack(batch.regions)).long()
         return masks(labels_NHW, int(labels_NHW.max()) + 1).to(self.encoder.device)
+
+
+def interpolated(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], share: float
+) -> dict[str, Tensor]:
+    """Weights between an untrained and a trained tower: what training forgot is partly kept.
+
+    Source: Wortsman et al., *Robust fine-tuning of zero-shot models*, CVPR 2022.
+    """
+    return {
+        name: torch.lerp(before[name], tensor, share) if tensor.is_floating_point() and share < 1 else tensor
+        for name, tensor in after.items()
+    }
 
 
 def padded(row_RD: Tensor, count_N: Tensor) -> tuple[Tensor, Tensor]:

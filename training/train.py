@@ -1,8 +1,9 @@
 """Stage ``train``: a segmenter from captions, from archives, or (as a ceiling) from the true concepts."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import pyarrow as pa
@@ -23,8 +24,9 @@ from training.launch import together
 from training.loader import Beside, Loader, View
 from training.loop import LoopConfig, train
 from training.nouns import DrawConfig, Kind, NounSource
-from training.recognition import RecognitionConfig, RecognitionObjective
+from training.recognition import RecognitionConfig, RecognitionObjective, interpolated
 from training.segmentation import GroupViTObjective
+from training.state import Tensors
 from training.tracking import TensorBoard, Tracker, WeightsAndBiases
 from training.views import RandomCrops, RegionMaps, RegionVectors, Squares
 
@@ -56,18 +58,26 @@ class GroupingTraining:
 
     nouns: Kind = "archive"
     sources: tuple[str, ...] = ()  # of the corpus; all of them when empty
+    with_caption: bool = True  # an archive's draws are added to the caption's nouns; else they come alone
     recognition: RecognitionConfig = field(default_factory=RecognitionConfig)
     draws: DrawConfig = field(default_factory=DrawConfig)
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(epochs=15))
 
     def inputs(self, curated: Mapping[str, Artifact]) -> dict[str, Artifact]:
         """Of the curated artifacts, those that these nouns come from."""
-        return _curated(curated, {self.nouns, self.fixed})
+        return _curated(curated, {self.nouns, self.fixed or self.nouns})
 
     @property
-    def fixed(self) -> Kind:
-        """Nouns that are always used; an archive's draws are added to those of the caption."""
-        return "truth" if self.nouns == "truth" else "caption"
+    def drawn(self) -> Kind | None:
+        """Nouns that are drawn anew in every epoch."""
+        return "archive" if self.nouns == "archive" else None
+
+    @property
+    def fixed(self) -> Kind | None:
+        """Nouns that are always used."""
+        if self.nouns == "archive":
+            return "caption" if self.with_caption else None
+        return self.nouns
 
 
 Training = GroupViTTraining | GroupingTraining
@@ -82,7 +92,7 @@ def _curated(curated: Mapping[str, Artifact], kinds: set[Kind]) -> dict[str, Art
 def noun_source(job: Job[Training], kind: Kind) -> NounSource:
     """Where nouns of a kind come from."""
     corpus, vocabulary = job.artifact("corpus"), job.artifact("vocabulary")
-    return NounSource(kind, corpus, vocabulary, job.artifact(SIDECARS[kind]))
+    return NounSource(kind, corpus, vocabulary, job.artifact(SIDECARS[kind]), job.config.draws.least)
 
 
 def loader(
@@ -153,17 +163,21 @@ def _train_grouping(job: Job[Training], config: GroupingTraining, peers: Peers) 
     encoder = job.runtime.load_encoder(job.artifact("encoder").local_folder(), job.runtime.device)
     concepts = job.artifact("vocabulary").read("concepts", columns=["vector"])
     objective = RecognitionObjective(config.recognition, encoder, concepts)
-    drawn: Kind | None = "archive" if config.nouns == "archive" else None
+    drawn, before = config.drawn, {k: v.clone() for k, v in objective.model.state_dict().items()}
     if config.recognition.trains == "head":
         samples = loader(job, drawn, config.fixed, None, RegionVectors(job.artifact("regions")), peers)
     else:
         view, maps = Squares(config.recognition.size), RegionMaps(job.artifact("groups"))
         samples = loader(job, drawn, config.fixed, view, maps, peers)
-    _fit(job, objective, samples, peers)
+    _fit(job, objective, samples, peers, partial(interpolated, before, share=1 - config.recognition.keep))
 
 
 def _fit(
-    job: Job[Training], objective: GroupViTObjective | RecognitionObjective, samples: Loader, peers: Peers
+    job: Job[Training],
+    objective: GroupViTObjective | RecognitionObjective,
+    samples: Loader,
+    peers: Peers,
+    finish: Callable[[Tensors], Tensors] = lambda weights: weights,
 ) -> None:
     loop = job.config.loop
     title = f"train {_method(job.config)} {job.config.nouns}"
@@ -182,7 +196,7 @@ def _fit(
         return
     seen, curve = sum(samples.sizes.values()), state.curve
     output = Output(tables=_tables(curve, samples.steps_per_epoch), seen=seen, kept=seen)
-    output.files[MODEL] = (save_tensors(state.weights()), 0)
+    output.files[MODEL] = (save_tensors(finish(state.weights())), 0)
     output.facts["skipped_steps"] = sum(curve.skipped)
     waited = math.fsum(curve.waited)
     output.timings = {"data": round(waited, 3), "step": round(math.fsum(curve.seconds) - waited, 3)}

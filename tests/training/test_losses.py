@@ -1,7 +1,9 @@
 """Losses against plain loops over items, and what they must not depend on."""
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -219,3 +221,51 @@ def test_noun_to_region_without_nouns_is_zero() -> None:
     none = {name: batch[name][:0] for name in ("noun_PD", "owner_P", "carries_PN")}
     assert float(noun_to_region(**(batch | none), scale=6.0)) == 0.0
     assert float(noun_to_region(**(batch | none), scale=6.0, weights_P=torch.ones(0))) == 0.0
+    assert float(noun_to_region(**(batch | none), scale=6.0, pooling="softmax", both_ways=True)) == 0.0
+
+
+@pytest.mark.parametrize("pooling", ["max", "softmax"])
+@pytest.mark.parametrize("both_ways", [False, True])
+def test_noun_to_region_pooled_and_both_ways_equals_loop(pooling: Any, both_ways: bool) -> None:
+    batch = noun_batch()
+    batch["region_valid_NK"][4:] = False  # an image without regions: no candidate, its nouns take no part
+    expected = pooled_oracle(batch, 6.0, pooling, both_ways)
+    loss = noun_to_region(**batch, scale=6.0, pooling=pooling, both_ways=both_ways)
+    assert float(loss) == pytest.approx(expected, abs=1e-5)
+
+
+def pooled_oracle(batch: dict[str, Tensor], scale: float, pooling: str, both_ways: bool) -> float:
+    regions, valid = batch["region_NKD"].double(), batch["region_valid_NK"]
+    images = [j for j in range(len(regions)) if valid[j].any()]
+    nouns = [p for p, owner in enumerate(batch["owner_P"].tolist()) if owner in images]
+    score = {}
+    for p in nouns:
+        for j in images:
+            products = scale * regions[j][valid[j]] @ batch["noun_PD"][p].double()
+            mean = float((products.softmax(0) * products).sum())
+            score[p, j] = float(products.max()) if pooling == "max" else mean
+    owner = batch["owner_P"].tolist()
+    left = {(p, j) for p in nouns for j in images if j == owner[p] or not batch["carries_PN"][p, j]}
+    one_way = [
+        math.log(sum(math.exp(score[p, j]) for j in images if (p, j) in left)) - score[p, owner[p]]
+        for p in nouns
+    ]
+    if not both_ways:
+        return float(np.mean(one_way))
+    other = []
+    for j in images:
+        own = [p for p in nouns if owner[p] == j]
+        total = math.log(sum(math.exp(score[p, j]) for p in nouns if (p, j) in left))
+        other += [total - float(np.mean([score[p, j] for p in own]))] if own else []
+    return float((np.mean(one_way) + np.mean(other)) / 2)
+
+
+@pytest.mark.parametrize("pooling", ["max", "softmax"])
+def test_noun_to_region_image_without_regions_has_finite_gradients(pooling: Any) -> None:
+    batch = noun_batch()
+    batch["region_valid_NK"][2] = False
+    region = batch["region_NKD"].requires_grad_()
+    noun_to_region(**batch, scale=6.0, pooling=pooling, both_ways=True).backward()
+    assert region.grad is not None
+    assert torch.isfinite(region.grad).all()
+    assert region.grad[2].abs().max() == 0

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -121,3 +122,33 @@ def test_drawn_nouns_are_concept_ids_or_minus_one(curated: Any) -> None:
         assert len(taken) == min(4, len(listed))
     none = draw_nouns(NounLists.empty(2), ["a", "b"], DrawConfig(), seed=0, epoch=0)
     assert none.tolist() == [[-1, -1, -1], [-1, -1, -1]]
+
+
+def test_best_nouns_are_the_highest_scores_in_every_epoch(curated: Any) -> None:
+    shard = curated["corpus"].shards[0]
+    ids = ids_of(curated, shard)
+    nouns = source(curated, "archive").shard(shard, ids)
+    config = DrawConfig(count=4, pick="best")
+    best_NM = draw_nouns(nouns, ids, config, seed=0, epoch=0)
+    assert best_NM.tolist() == draw_nouns(nouns, ids, config, seed=1, epoch=7).tolist()
+    for row, (start, end) in enumerate(pairwise(nouns.offsets)):
+        order = sorted(range(start, end), key=lambda place: -nouns.score[place])[:4]
+        expected = [int(nouns.concept[place]) for place in order]
+        assert best_NM[row].tolist() == expected + [-1] * (4 - len(expected))
+
+
+def test_archive_concepts_too_far_from_their_image_are_left_out(curated: Any) -> None:
+    shard = curated["corpus"].shards[0]
+    ids = ids_of(curated, shard)
+    rows = {r["sample_id"]: r["concepts"] for r in curated["archive"].read("archives", shard).to_pylist()}
+    similarities = sorted(c["anchor_similarity"] for concepts in rows.values() for c in concepts)
+    least = similarities[len(similarities) // 2]
+    found = dataclasses.replace(source(curated, "archive"), least=least).shard(shard, ids)
+    expected = [[c["concept_id"] for c in rows[name] if c["anchor_similarity"] >= least] for name in ids]
+    assert lists(found) == expected
+
+
+@pytest.mark.parametrize("setting", [{"pick": "first"}, {"count": 0}])
+def test_impossible_draws_are_refused(setting: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="pick 'draw' or 'best'"):
+        DrawConfig(**setting)

@@ -1,7 +1,7 @@
 """Region recognition end to end: stored regions and whole images, convolutional tower and transformer."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ from training.data import Batch
 from training.grouping import GroupingConfig
 from training.groups import GROUPS, REGIONS, GroupsConfig, RegionsConfig, read_groups
 from training.loop import LoopConfig
-from training.recognition import Nouns, RecognitionConfig, noun_features
+from training.recognition import Nouns, RecognitionConfig, interpolated, noun_features
 from training.train import MODEL, GroupingTraining
 from training.views import read_regions
 
@@ -139,3 +139,28 @@ def test_nouns_of_a_batch_carry_owner_and_the_images_that_are_no_negatives() -> 
     assert nouns.owner_P.tolist() == [0, 0, 1, 1]
     assert features["noun_P"].tolist() == [0, 2, 1, 2]
     assert nouns.carries_PN.tolist() == [[True, False], [True, True], [True, True], [True, True]]
+
+
+def test_image_that_carries_a_name_nearly_the_same_is_no_negative() -> None:
+    unit_CD = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.2], [0.0, 1.0]]), dim=1)
+    owned = {"noun_P": torch.tensor([0, 2]), "nouns_N": torch.tensor([1, 1, 0])}
+    features = {**owned, "named_Q": torch.tensor([0, 2, 1]), "named_N": torch.tensor([1, 1, 1])}
+    assert Nouns(features, unit_CD, alike=0.9).carries_PN.tolist() == [
+        [True, False, True],
+        [False, True, False],
+    ]
+    assert Nouns(features, unit_CD, alike=0.999).carries_PN.tolist() == Nouns(features).carries_PN.tolist()
+
+
+def test_weights_between_untrained_and_trained_ones_leave_counters_alone() -> None:
+    before = {"weight": torch.tensor([0.0, 2.0]), "batches": torch.tensor(0)}
+    after = {"weight": torch.tensor([1.0, 4.0]), "batches": torch.tensor(7)}
+    assert interpolated(before, after, 0.25)["weight"].tolist() == [0.25, 2.5]
+    assert interpolated(before, after, 0.25)["batches"] == 7
+    assert interpolated(before, after, 1.0)["weight"] is after["weight"]
+
+
+@pytest.mark.parametrize("setting", [{"keep": 1.0}, {"keep": -0.1}, {"drawn_weight": -1.0}, {"alike": 0.0}])
+def test_impossible_recognition_settings_are_refused(setting: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"recognition\.keep="):
+        RecognitionConfig(**cast("Any", setting))
