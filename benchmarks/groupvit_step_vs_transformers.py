@@ -120,7 +120,8 @@ def _ours(model: GroupViT, batch: int) -> tuple[nn.Module, Vectors]:
     keys_N2 = sample_keys([str(n) for n in range(batch)], seed=0, epoch=0)
 
     def vectors(images_NCHW: Tensor, texts_MT: Tensor, noisy: bool) -> tuple[Tensor, Tensor, Tensor]:
-        return tuple(model(images_NCHW, texts_MT, keys_N2 if noisy else None))
+        image_ND, text_MD, scale = model(images_NCHW, texts_MT, keys_N2 if noisy else None)
+        return image_ND, text_MD, scale
 
     return model, vectors
 
@@ -144,7 +145,7 @@ def loss_of(vectors: Vectors, images_NCHW: Tensor, texts_MT: Tensor, *, noisy: b
     """Image–caption and multi-label contrast; the texts are the captions, then the prompts image by image."""
     count = len(images_NCHW)
     image_ND, text_MD, scale = vectors(images_NCHW, texts_MT, noisy)
-    nouns_NMD = text_MD[count:].unflatten(0, (count, NOUNS))
+    nouns_NMD = text_MD[count:].reshape(count, NOUNS, -1)
     valid_NM = torch.ones(count, NOUNS, dtype=torch.bool)
     captions = caption_contrast(image_ND, text_MD[:count], scale)
     return captions + multi_label_contrast(image_ND, nouns_NMD, valid_NM, scale)

@@ -41,6 +41,7 @@ class Source:
     # coco: one folder
     urls: tuple[str, ...] = field(default=(), metadata={"identity": False})
     scenes: Scenes | None = None
+    images: int | None = field(default=None, metadata={"identity": False})  # told where no tar can be read
 
     def __post_init__(self) -> None:
         if not self.name or any(not (c.isalnum() or c in "_-") for c in self.name):

@@ -136,7 +136,13 @@ def plan(
     images: Annotated[
         int | None, typer.Option(help="Calibrate for so many; else for the corpus' own.")
     ] = None,
-    price: Annotated[float, typer.Option(help="Of an hour of this machine, to tell the cost.")] = 0.0,
+    price: Annotated[
+        float, typer.Option(help="Of an hour of this machine (or GPU), to tell the cost.")
+    ] = 0.0,
+    gpus: Annotated[
+        int | None, typer.Option(help="Count what GroupViT's training takes on so many GPUs.")
+    ] = None,
+    gpu: Annotated[str, typer.Option(help="Their kind: a100-40, a100, h100, h200 or l40s.")] = "a100",
     budget: Annotated[float, typer.Option(help="Seconds that a calibration may take.")] = 60.0,
     device: Device = "auto",
 ) -> None:
@@ -147,8 +153,17 @@ def plan(
 
     Example: `cocu plan configs/demo.toml --set expand.neighbours=8`
 
+    With --gpus nothing is run: operations are counted, and a stated share of the GPUs' peak is assumed.
+
     Example: `cocu plan my.toml --calibrate --images 12000000 --price 2.50`
+
+    Example: `cocu plan configs/paper/cocu_cc3m.toml --gpus 8 --price 2.50`
     """
+    if gpus is not None:
+        from flows.forecast.command import tell_gpus
+        from flows.forecast.gpus import Machine
+
+        return tell_gpus(config, set_ or (), images, Machine(gpus, gpu, price), json_)
     if calibrate or price or images is not None:
         from flows.forecast.command import tell_costs
 

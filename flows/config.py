@@ -9,6 +9,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,13 @@ class Config:
             raise ConfigError(f"name '{self.name}' may hold letters, digits, '_', '-' and '.' only")
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Path, overrides: Sequence[str] = (), *, unset: bool = False) -> Config:
     """Reads a TOML file, with ``${VARIABLES}`` of the environment and ``stage.key=value`` overrides.
+
+    Args:
+        path: of the file.
+        overrides: in their order.
+        unset: leave variables that are not set as they are written, for who will not open what they name.
 
     Raises:
         ConfigError: for a missing file, broken TOML, an unknown key (naming the nearest one), a value of
@@ -122,7 +128,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     tree.setdefault("name", path.stem)
     for override in overrides:
         _override(tree, override)
-    return parse_config(_expanded(tree))
+    return parse_config(_expanded(tree, unset))
 
 
 def parse_config(tree: Mapping[str, Any]) -> Config:
@@ -169,17 +175,21 @@ def _toml_value(text: str) -> Any:
         return text
 
 
-def _expanded(value: Any) -> Any:
+def _expanded(value: Any, unset: bool = False) -> Any:
     if isinstance(value, dict):
-        return {key: _expanded(item) for key, item in value.items()}
+        return {key: _expanded(item, unset) for key, item in value.items()}
     if isinstance(value, list):
-        return [_expanded(item) for item in value]
-    return re.sub(r"\$\{(\w+)\}", _variable, value) if isinstance(value, str) else value
+        return [_expanded(item, unset) for item in value]
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"\$\{(\w+)\}", partial(_variable, unset), value)
 
 
-def _variable(match: re.Match[str]) -> str:
+def _variable(unset: bool, match: re.Match[str]) -> str:
     name = match.group(1)
     if name not in os.environ:
+        if unset:
+            return match.group(0)
         raise ConfigError(f"the config uses ${{{name}}}, which is not set; set it: export {name}=…")
     return os.environ[name]
 

@@ -1,5 +1,8 @@
 """The text tower: a causal transformer read out at the end-of-text token (CLIP, 2021)."""
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -46,7 +49,7 @@ class TextTower(nn.Module):
         ends_N = tokens_NT.argmax(dim=1)
         packing, ids_P, positions_P = packed(tokens_NT, ends_N)
         x_PW = self.tokens(ids_P) + self.positions(positions_P)
-        for block in self.blocks:
+        for block in cast("Iterable[Block]", self.blocks):
             x_PW = block.causal(x_PW, packing)
         read_NW: Tensor = self.norm(x_PW[(ends_N + 1).cumsum(0) - 1])
         return read_NW

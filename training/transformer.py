@@ -24,7 +24,7 @@ class Packing:
         """Lays (P, W) out as (N, T, W), with zeros behind the end of each sequence."""
         count, length = self.shape
         empty_MW = packed_PW.new_zeros(count * length, packed_PW.shape[1])
-        return empty_MW.index_copy(0, self.places_P, packed_PW).unflatten(0, self.shape)
+        return empty_MW.index_copy(0, self.places_P, packed_PW).reshape(count, length, -1)
 
     def pack(self, padded_NTW: Tensor) -> Tensor:
         """Takes the tokens that are no padding from (N, T, W): (P, W)."""
@@ -81,7 +81,7 @@ class Attention(nn.Module):
 
     def _split(self, tokens_NTW: Tensor) -> Tensor:
         """Splits the channels over the heads: (N, H, T, W / H)."""
-        return tokens_NTW.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return tokens_NTW.reshape(*tokens_NTW.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class QuickGELU(nn.Module):

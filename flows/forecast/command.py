@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.forecast.calibrate import Request, calibrate_run
+from flows.forecast.gpus import Machine, estimate_run
 from flows.forecast.laws import Estimate
 from flows.forecast.predict import duration
 from flows.forecast.prediction import Prediction, StagePrediction
@@ -53,14 +54,34 @@ def tell_costs(
 
 
 def print_prediction(predicted: Prediction) -> None:
+    """What each stage takes, and how that was measured."""
+    print_tables(predicted)
+    say(f"calibrated in {predicted.spent:.0f} s; ranges by repetition, stages one after another")
+
+
+def print_tables(predicted: Prediction) -> None:
     """Two tables: what each stage takes, and how that was found."""
     console = Console()
     say(f"{predicted.name}: {predicted.images:,} images on {predicted.machine}")
     console.print(_costs(predicted))
     console.print(_bases(predicted))
-    for line in (*_left_out(predicted), *(f"sample: {line}" for line in predicted.basis)):
+    for line in (*_left_out(predicted), *(f"basis: {line}" for line in predicted.basis)):
         say(line)
-    say(f"calibrated in {predicted.spent:.0f} s; ranges by repetition, stages one after another")
+
+
+def tell_gpus(
+    config: Path, overrides: Sequence[str], images: int | None, machine: Machine, as_json: bool
+) -> None:
+    """Counts and prints.
+
+    Raises:
+        ConfigError: if there is nothing to count.
+    """
+    predicted = estimate_run(config, overrides, images, machine)
+    if as_json:
+        print_json(dataclasses.asdict(predicted))
+    else:
+        print_tables(predicted)
 
 
 def _costs(predicted: Prediction) -> Table:
@@ -96,7 +117,7 @@ def _range(found: Estimate) -> str:
 
 def _bases(predicted: Prediction) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("stage", "seconds for N images", "measured"):
+    for name in ("stage", "seconds for N images", "found from"):
         table.add_column(name, overflow="fold")
     for stage in predicted.calibrated:
         table.add_row(*(Text(cell) for cell in (stage.label, stage.formula, stage.basis)))

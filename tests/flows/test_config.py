@@ -135,11 +135,20 @@ def test_missing_file_and_broken_toml_and_other_bytes_are_config_errors(tmp_path
 
 
 @pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parents[2] / "configs").glob("*.toml")), ids=lambda p: p.stem
+    "path", sorted((Path(__file__).parents[2] / "configs").rglob("*.toml")), ids=lambda p: p.stem
 )
 def test_config_that_comes_with_the_project_is_valid(path, monkeypatch):
-    monkeypatch.setenv("COCU_DATA", "/data")
+    for name in ("COCU_DATA", "CC3M", "CC12M", "YFCC14M", "VOC"):
+        monkeypatch.setenv(name, "/data")
     assert load_config(path).name
+
+
+def test_variable_that_is_not_set_is_left_where_nothing_is_opened(monkeypatch):
+    monkeypatch.delenv("CC3M", raising=False)
+    path = Path(__file__).parents[2] / "configs" / "paper" / "cocu_cc3m.toml"
+    assert load_config(path, unset=True).corpus.sources[0].urls == ("${CC3M}",)
+    with pytest.raises(ConfigError, match=r"export CC3M="):
+        load_config(path)
 
 
 def test_tables_from_elsewhere_are_parsed_alike():
