@@ -108,7 +108,7 @@ def serve(name: str, batch: int, tokens: int, orders: IO[str]) -> None:
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        loss_of(vectors, images_NCHW, texts_MT, noisy=True).backward()
+        loss_of(vectors, images_NCHW, texts_MT, noisy=True).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     for _ in orders:
