@@ -126,11 +126,18 @@ def _stage(label: str, training: GroupViTTraining, images: int, machine: Machine
     parameters, steps = count_parameters(model), loop.epochs * (images // loop.batch_size)
     own = -(-loop.batch_size // machine.gpus)
     one = activations(model, training.draws.count)
-    piece = fitting(own, one, machine.gpu.memory * SPACE - STATE * parameters)
-    flops = sample_flops(model, training.draws.count) * (1 + BACKWARD + (piece < own))
+    asked = min(loop.micro_batch or own, own)
+    piece = fitting(asked, one, machine.gpu.memory * SPACE - STATE * parameters)
+    flops = sample_flops(model, training.draws.count) * (
+        1 + BACKWARD + (1 - piece / own)
+    )  # all pieces but the last twice
     low, mid, high = (loop.batch_size * flops / (machine.gpus * machine.gpu.peak * s) for s in SHARES)
     seconds = Estimate(high, mid, low).times(steps)
-    again = f", in pieces of {piece} that are encoded twice" if piece < own else ""
+    again = (
+        f", in pieces of {piece} (loop.micro_batch) of which all but one are encoded twice"
+        if piece < own
+        else ""
+    )
     return StagePrediction(
         label=label,
         fingerprint="",
@@ -190,15 +197,15 @@ def activations(model: GroupViTConfig, nouns: int) -> float:
     return float(A_BLOCK * (image * model.width + text * model.text_width))
 
 
-def fitting(own: int, one: float, space: float) -> int:
-    """Samples of a pass: all of a GPU's own, else the largest power of two that its memory holds.
+def fitting(asked: int, one: float, space: float) -> int:
+    """Samples of a pass: as many as asked, else the largest power of two that its memory holds.
 
     Raises:
         ConfigError: if it does not hold a single one.
     """
     if one > space:
         raise ConfigError("the model does not fit on this GPU; choose another with --gpu, or a smaller model")
-    piece = own
+    piece = asked
     while piece * one > space:
         piece = 1 << (piece - 1).bit_length() - 1
     return piece
