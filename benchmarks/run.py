@@ -18,6 +18,7 @@ from benchmarks import (
     embed_vs_forward,
     groupvit_step_vs_transformers,
     ivf_vs_autofaiss,
+    loader_vs_decode,
     read_vs_webdataset,
     scale,
     search,
@@ -38,6 +39,7 @@ def cases() -> Iterator[dict[str, Any]]:
     for case in curation_vs_loop.cases():
         yield case()
     yield from groupvit_step_vs_transformers.cases()
+    yield loader_vs_decode.measure()
     points = scale.curve(SIZES)
     yield scale.scaling(points)
     yield scale.peak(points)

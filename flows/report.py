@@ -8,17 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from evaluation.preview import Preview, read_preview
 from flows.report_concepts import DEFAULT_TOP, concept_statistics
-from flows.report_curves import loss_curve
+from flows.report_curves import training_curves
 from flows.report_drawing import draw
+from flows.report_environment import environment
 from flows.report_examples import CLUSTER_COLOURS, Curated, benchmark_gallery, corpus_examples
 from flows.report_lineage import trace
 from flows.report_pictures import css_colours
 from flows.report_scores import benchmarks_of, per_class, score_of
-from flows.report_text import FILTERS, visible
 from storage.artifact import Artifact
 from storage.reader import CorpusReader
 from storage.stage import Job, Output, Stage
@@ -43,20 +41,6 @@ def write_report(job: Job[ReportConfig]) -> None:
     """
     page = environment().get_template("report.html.j2").render(**_view(job))
     job.write(Output(files={PAGE: (page.encode(), 0)}))
-
-
-def environment() -> Environment:
-    """Templates in which every text is made visible, then escaped: captions are untrusted."""
-    environment = Environment(
-        loader=PackageLoader("flows"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=visible,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(FILTERS)
-    return environment
 
 
 def _view(job: Job[ReportConfig]) -> dict[str, Any]:
@@ -84,7 +68,7 @@ def _view(job: Job[ReportConfig]) -> dict[str, Any]:
         "statistics": concept_statistics(archive, mentions, vocabulary, recall, top),
         "examples": corpus_examples(curated, previews.corpus, job.config.examples),
         "galleries": [benchmark_gallery(name, found) for name, found in previews.benchmarks.items()],
-        "curves": [loss_curve(name, model) for name, model in models.items()],
+        "trainings": [training_curves(name, model) for name, model in models.items()],
         "colours": css_colours,
         "cluster_colours": css_colours([""] * CLUSTER_COLOURS),
         "unfolded": UNFOLDED,
@@ -125,4 +109,4 @@ def _previews(artifacts: Mapping[str, Artifact], models: Sequence[str]) -> Previ
     )
 
 
-REPORT = Stage("report", 2, write_report)
+REPORT = Stage("report", 3, write_report)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flows.forecast.prediction import Beside, Prediction
-from flows.report import environment
+from flows.report_environment import environment
 
 PLACE = b"<!-- prediction beside fact -->"
 

@@ -14,13 +14,14 @@ from flows.config import Config, load_config
 from flows.engine import ray_engine
 from flows.forecast.prediction import beside_fact, load
 from flows.pipeline import declare
-from flows.plan import Plan
+from flows.plan import Node, Plan
 from flows.prefect_server import quiet_prefect
 from flows.progress import rich_progress, spinner
 from flows.report import PAGE
+from flows.report_curves import with_speeds
 from flows.report_prediction import with_prediction
 from flows.summary import prediction_beside_fact, summarise
-from storage.artifact import Store
+from storage.artifact import Artifact, Store
 from storage.errors import ConfigError
 from storage.files import Folder
 from storage.runtime import Runtime, local_engine, silent_progress
@@ -109,6 +110,12 @@ def write_results(name: str, plan: Plan) -> Results:
     folder.write(SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
     for node in plan.nodes:
         if node.stage.name == "report" and node.artifact.committed:
-            page = node.artifact.file(PAGE).read_bytes()
+            page = with_speeds(node.artifact.file(PAGE).read_bytes(), _models(node))
             folder.write(PAGE, with_prediction(page, predicted, rows) if predicted else page)
     return Results(folder, summary)
+
+
+def _models(report: Node) -> dict[str, Artifact]:
+    """The trained models that a report shows, by name."""
+    named = {n.removeprefix("model "): item for n, item in report.inputs.items() if n.startswith("model ")}
+    return {name: item for name, item in sorted(named.items()) if isinstance(item, Artifact)}
