@@ -24,9 +24,9 @@ from storage.runtime import Runtime
 from storage.schemas import table_of
 from storage.stage import Job, Output, Stage, materialize
 from storage.threads import in_order
+from training.distributed import own_cores
 from training.loader import PIECE, Loader
 from training.nouns import DrawConfig, NounSource
-from training.threads import available_cores
 from training.views import RandomCrops
 
 CANDIDATES = 10  # concepts of an archive
@@ -34,7 +34,7 @@ CROP = 224  # pixels
 
 
 def measure(
-    *, images: int = 2048, side: int = 256, batch: int = 64, epochs: int = 2, rounds: int = 5
+    *, images: int = 1024, side: int = 256, batch: int = 64, epochs: int = 2, rounds: int = 5
 ) -> dict[str, Any]:
     """Rates of both sides in images per second, and their ratio."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -79,7 +79,7 @@ def _loader(scratch: Path, images: int, side: int, batch: int, epochs: int) -> L
         epochs=epochs,
         seed=0,
         view=RandomCrops(CROP, seed=0),
-        threads=available_cores(),
+        threads=own_cores(),
     )
 
 

@@ -15,9 +15,8 @@ R = TypeVar("R")
 
 
 def available_cores() -> int:
-    """Processor cores of this process, or of its share where torchrun has started several on a machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def each_alone(work: Callable[[T], R], batches: Iterable[T], most: int | None = None) -> Iterator[R]:

@@ -107,6 +107,7 @@ def test_three_epochs_killed_five_times_at_random_end_with_the_bytes_of_an_unkil
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # 2,500 steps
 def test_memory_of_two_thousand_steps_stays_flat(curated: Any, tmp_path: Path) -> None:
     loop = {"epochs": 84, "batch_size": 3, "checkpoint_every": 100, "open_shards": 1, "ema": 0.9}
     _, _, resident = Command(curated, tmp_path, **loop).run()
