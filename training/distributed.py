@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from storage.errors import CocuError
 from training.threads import available_cores
@@ -76,12 +77,14 @@ class Peers:
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replaces every gradient by its average over all processes; one that is missing counts as zero.
 
+        Those of sharded layers are left alone: averaging them was part of the backward pass.
+
         Raises:
             PeerLost: when another process does not take part.
         """
         if self.world == 1:
             return
-        trained = [p for p in parameters if p.requires_grad]
+        trained = [p for p in parameters if p.requires_grad and not isinstance(p, DTensor)]
         with self._together():
             for bucket in _buckets(self._with_gradient(trained)):
                 flat = torch.cat([gradient.flatten() for gradient in bucket])

@@ -6,14 +6,13 @@ computed from (seed, epoch, step). So a training that was killed goes on as if n
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 
-from storage.errors import StoreError
+from storage.errors import ConfigError, StoreError
 from storage.files import Folder
 from storage.fingerprint import stable_seed
 from storage.runtime import Progress
@@ -25,7 +24,8 @@ from training.divergence import Skips
 from training.ema import Average
 from training.optim import OptimConfig, adamw, learning_rate
 from training.precision import Arithmetic, Precision
-from training.state import State
+from training.sharding import clip, shard
+from training.state import State, Tensors
 from training.step import Objective, backward
 from training.threads import deterministic
 from training.tracking import Tracker, told
@@ -41,6 +41,7 @@ class LoopConfig:
     batch_size: int = 256  # samples, of all processes together
     micro_batch: int = field(default=0, metadata={"identity": False})  # of one pass, to save memory; 0: all
     precision: Precision = "auto"  # of the passes: bf16 on a GPU that has it, else fp32
+    shard: bool = field(default=False, metadata={"identity": False})  # towers in parts on the processes
     open_shards: int = 8  # shards in memory for shuffling; as many are read ahead
     ema: float = 0.0  # decay of the weights' moving average, which is then the result; 0 for none
     seed: int = 0
@@ -87,7 +88,7 @@ def train(
         StoreError: when checkpoints cannot be read or written, or belong to another model.
     """
     torch.manual_seed(stable_seed("noise", config.seed))
-    state, arithmetic = _start(objective.model, config)
+    state, arithmetic = _start(objective, config, peers)
     exactly = deterministic(arithmetic.device) if config.deterministic else nullcontext()
     with ExitStack() as open_now, exactly, progress(title, steps) as bar:
         checkpoints = open_now.enter_context(closing(Checkpoints(folder, config.keep_last)))
@@ -100,25 +101,38 @@ def train(
             bar.advance(note=note(state.curve))
             for tracker in trackers:
                 tracker.log(state.curve.step[-1], told(state.curve))
-            if peers.is_first and state.step % config.checkpoint_every == 0 and state.step < steps:
-                _save(state, checkpoints, trackers, steps // config.epochs)
+            if state.step % config.checkpoint_every == 0 and state.step < steps:
+                files = state.tensors()  # every process has its part in this
+                if peers.is_first:
+                    _save(state, files, checkpoints, trackers, steps // config.epochs)
         checkpoints.wait()
     assert state.step == steps, f"the loader gave batches up to step {state.step} of {steps}"
     return state
 
 
-def _start(model: nn.Module, config: LoopConfig) -> tuple[State, Arithmetic]:
+def _start(objective: Objective, config: LoopConfig, peers: Peers) -> tuple[State, Arithmetic]:
+    model = objective.model
     model.train()
+    if config.shard and peers.world > 1:
+        if config.precision == "fp16":
+            raise ConfigError("loop.shard works with fp32 and bf16: fp16's scale is not shared; give bf16")
+        shard(objective.towers)
     arithmetic = Arithmetic.of(config.precision, next(model.parameters()).device)
     average = Average(model, config.ema) if config.ema else None
     return State(model, adamw(model, config.optim), average, arithmetic.scaler), arithmetic
 
 
-def _save(state: State, checkpoints: Checkpoints, trackers: Sequence[Tracker], epoch_steps: int) -> None:
+def _save(
+    state: State,
+    files: Mapping[str, Tensors],
+    checkpoints: Checkpoints,
+    trackers: Sequence[Tracker],
+    epoch_steps: int,
+) -> None:
     for tracker in trackers:
         tracker.flush()  # a resumed run keeps the points before its checkpoint
     epoch, step = divmod(state.step, max(1, epoch_steps))
-    checkpoints.save(state.tensors(), state.step, state.curve.smoothed, {"epoch": epoch, "step": step})
+    checkpoints.save(files, state.step, state.curve.smoothed, {"epoch": epoch, "step": step})
 
 
 def resume(state: State, checkpoints: Checkpoints) -> None:
@@ -187,7 +201,7 @@ def _step(
     state.optimizer.zero_grad(set_to_none=True)
     loss = float(backward(objective, batch, arithmetic, config.micro_batch, peers))
     arithmetic.scaler.unscale_(state.optimizer)
-    norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), config.optim.clip))
+    norm = float(clip(state.model.parameters(), config.optim.clip))
     finite = math.isfinite(loss) and math.isfinite(norm)
     if finite:
         arithmetic.scaler.step(state.optimizer)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from storage.errors import ConfigError
 
@@ -56,13 +57,14 @@ def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
                 f"{', '.join(list(trained)[:5])}"
             )
     vectors = _vectors(model)
-    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+    found: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in trained.items():
         usual = 0.0 if name in vectors else config.weight_decay
-        found.setdefault(_settings(name, usual, config), []).append(parameter)
+        key = (*_settings(name, usual, config), isinstance(parameter, DTensor))  # fused kernels mix neither
+        found.setdefault(key, []).append(parameter)
     groups: list[dict[str, Any]] = [
         {"params": parameters, "factor": factor, "weight_decay": decay}
-        for (factor, decay), parameters in found.items()
+        for (factor, decay, _), parameters in found.items()
     ]
     return torch.optim.AdamW(groups, lr=config.rate, betas=(0.9, config.beta2), fused=True)
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from training.curve import Curve
 from training.ema import Average
+from training.sharding import spread, whole
 
 Tensors = dict[str, Tensor]
 
@@ -23,15 +24,15 @@ class State:
     step: int = 0  # the next one
 
     def tensors(self) -> dict[str, Tensors]:
-        """Everything, by file of a checkpoint."""
+        """Everything, by file of a checkpoint. Of a sharded model every process must ask."""
         files = {
-            "model": self.model.state_dict(),
-            "optimizer": self._moments(),
+            "model": whole(self.model.state_dict()),
+            "optimizer": whole(self._moments()),
             "random": _random_state(),
             "curve": self.curve.tensors(),
         }
         if self.average:
-            files["ema"] = dict(self.average.mean)
+            files["ema"] = whole(self.average.mean)
         if self.scaler.is_enabled():
             values = self.scaler.state_dict().items()
             files["scaler"] = {name: torch.tensor(value, dtype=torch.float64) for name, value in values}
@@ -43,21 +44,21 @@ class State:
         Raises:
             KeyError, ValueError, RuntimeError: for the tensors of another model.
         """
-        self.model.load_state_dict(files["model"])
+        self.model.load_state_dict(spread(files["model"], self.model.state_dict()))
         self._load_moments(files["optimizer"])
         self.curve, self.step = Curve.of(files["curve"]), step
         if self.average:
-            self.average.load(files["ema"], self.curve.skipped.count(False))
+            self.average.load(spread(files["ema"], self.average.mean), self.curve.skipped.count(False))
         if self.scaler.is_enabled():
             self.scaler.load_state_dict({name: value.item() for name, value in files["scaler"].items()})
         _set_random_state(files["random"])
 
     def weights(self) -> Tensors:
         """Of the artifact: those of the model, or their averages where there are any."""
-        weights = self.model.state_dict()
+        weights = dict(self.model.state_dict())
         for name, mean in self.average.mean.items() if self.average else ():
             weights[name] = mean.to(weights[name].dtype)
-        return {name: tensor.detach().contiguous() for name, tensor in weights.items()}
+        return {name: tensor.detach().contiguous() for name, tensor in whole(weights).items()}
 
     def _moments(self) -> Tensors:
         """The optimiser's tensors as ``<parameter>.<which>``; its settings come from the config."""
@@ -73,7 +74,11 @@ class State:
             name, _, key = path.rpartition(".")
             found.setdefault(name, {})[key] = tensor
         number = {id(p): n for n, p in enumerate(_of_groups(self.optimizer))}
-        state = {number[id(p)]: found.pop(name) for name, p in self._trained() if name in found}
+        state = {
+            number[id(p)]: spread(moments, dict.fromkeys(moments, p))
+            for name, p in self._trained()
+            if (moments := found.pop(name, None))
+        }
         if found:
             raise KeyError(f"no parameter '{next(iter(found))}'")
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})

@@ -192,11 +192,12 @@ def _fit(
         _trackers(job) if peers.is_first else [],
         peers,
     )
+    weights = state.weights()
     if not peers.is_first:
         return
     seen, curve = sum(samples.sizes.values()), state.curve
     output = Output(tables=_tables(curve, samples.steps_per_epoch), seen=seen, kept=seen)
-    output.files[MODEL] = (save_tensors(finish(state.weights())), 0)
+    output.files[MODEL] = (save_tensors(finish(weights)), 0)
     output.facts["skipped_steps"] = sum(curve.skipped)
     waited = math.fsum(curve.waited)
     output.timings = {"data": round(waited, 3), "step": round(math.fsum(curve.seconds) - waited, 3)}

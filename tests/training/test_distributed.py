@@ -33,11 +33,12 @@ def job(folder: Path, processes: int, config: Any = None, **runtime: Any) -> Job
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("shard", [False, True])
 def test_two_processes_with_pieces_after_several_steps_equal_one_with_the_double_batch(
-    tmp_path: Path,
+    shard: bool, tmp_path: Path
 ) -> None:
-    tiny.fit(job(tmp_path / "alone", 1, {"micro_batch": 0}), ALONE)
-    together(tiny.fit, job(tmp_path / "pair", 2, {"micro_batch": 3}))
+    tiny.fit(job(tmp_path / "alone", 1, {"micro_batch": 0, "shard": False}), ALONE)
+    together(tiny.fit, job(tmp_path / "pair", 2, {"micro_batch": 3, "shard": shard}))
     for name in tiny.MAKE:
         expected = load_file(tmp_path / f"alone/{name}.0.safetensors")
         ranks = [load_file(tmp_path / f"pair/{name}.{rank}.safetensors") for rank in (0, 1)]

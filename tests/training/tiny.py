@@ -22,6 +22,7 @@ from training.precision import Arithmetic
 from training.recognition import RecognitionConfig, RecognitionObjective
 from training.regions import Parts
 from training.segmentation import GroupViTObjective
+from training.sharding import clip, shard, whole
 from training.step import backward, piece
 
 CONCEPTS = 9
@@ -129,12 +130,15 @@ def fit(job: Job[Any], peers: Peers) -> None:
     arithmetic = Arithmetic.of("fp32", torch.device("cpu"))
     for name, make in MAKE.items():
         objective = make()
+        if job.config["shard"]:
+            shard(objective.towers)
         optimizer = torch.optim.SGD(objective.model.parameters(), lr=0.01, momentum=0.9)
         for epoch in range(5):
             share = 8 // peers.world
             own = piece(batch(8, epoch), slice(peers.rank * share, (peers.rank + 1) * share))
             optimizer.zero_grad()
             backward(objective, own, arithmetic, job.config["micro_batch"], peers)
-            nn.utils.clip_grad_norm_(objective.model.parameters(), 5.0)
+            clip(objective.model.parameters(), 5.0)
             optimizer.step()
-        job.folder.write(f"{name}.{peers.rank}.safetensors", save(objective.model.state_dict()))
+        weights = whole(objective.model.state_dict())
+        job.folder.write(f"{name}.{peers.rank}.safetensors", save(weights))
