@@ -17,7 +17,7 @@ from training.features import Backbone, unit_maps
 from training.grouping import GroupingConfig, group, masks
 from training.groups import normalised
 from training.losses import Pooling, noun_to_region
-from training.regions import Parts, RegionEncoder, Regions, trainable
+from training.regions import PARTS, RegionEncoder, Regions, parse_parts, trainable
 from training.step import Features
 
 
@@ -25,7 +25,9 @@ from training.step import Features
 class RecognitionConfig:
     """What trains, and how sharply."""
 
-    trains: Parts = "head"  # of the tower: head, last (block and head) or all
+    trains: str = (
+        "head"  # of the tower: head, last:N, projections, lora:R or all (training/regions.py, `trainable`)
+    )
     size: int = 224  # pixels: images are resized to size x size
     temperature: float = 0.07  # of the contrast
     pooling: Pooling = "max"  # of an image's regions, for a noun: the best, or their mean by softmax
@@ -35,6 +37,7 @@ class RecognitionConfig:
     keep: float = 0.0  # share of the untrained weights in the artifact's (Wortsman et al., 2022)
 
     def __post_init__(self) -> None:
+        parse_parts(self.trains)
         if not 0 <= self.keep < 1 or self.drawn_weight < 0 or not 0 < self.alike <= 1:
             raise ValueError(
                 f"recognition.keep={self.keep}, drawn_weight={self.drawn_weight}, alike={self.alike}: keep "
@@ -110,7 +113,7 @@ class RecognitionObjective:
 
     def __init__(self, config: RecognitionConfig, encoder: EncoderLike, concepts: pa.Table) -> None:
         if config.trains == "none":
-            raise ConfigError("train.grouping.recognition.trains is 'none'; choose head, last or all")
+            raise ConfigError(f"train.grouping.recognition.trains is 'none'; choose another of {PARTS}")
         self.config, self.encoder = config, encoder
         self.model: RegionEncoder = RegionEncoder(encoder.visual.float())
         trainable(self.model, config.trains)

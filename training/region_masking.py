@@ -106,10 +106,23 @@ class MaskedTransformer:
         """The projection."""
         return [self.visual.proj]
 
-    def last(self) -> list[nn.Parameter]:
-        """The last block, the norm after it and the projection."""
-        block = self.visual.transformer.resblocks[-1]
-        return [*block.parameters(), *self.visual.ln_post.parameters(), self.visual.proj]
+    def last(self, count: int) -> list[nn.Parameter]:
+        """The last blocks, the norm after them and the projection.
+
+        Raises:
+            ValueError: for more blocks than there are.
+        """
+        blocks = self.visual.transformer.resblocks
+        if count > len(blocks):
+            raise ValueError(f"this tower has {len(blocks)} blocks, not {count}; choose fewer, or all")
+        inside = [parameter for block in blocks[-count:] for parameter in block.parameters()]
+        return [*inside, *self.visual.ln_post.parameters(), self.visual.proj]
+
+    def projections(self) -> list[nn.Parameter]:
+        """The query, key, value and output projections of all blocks."""
+        return [
+            parameter for block in self.visual.transformer.resblocks for parameter in block.attn.parameters()
+        ]
 
     def _embed(self, image_NCHW: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Tokens [N, 1 + P, D] as they enter the first block, class token first, and the patches' grid."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from training.grouping import coverage
+from training.low_rank import is_pointwise
 
 
 class Trunk(Protocol):
@@ -100,12 +101,32 @@ class PooledConvolutions:
             raise ValueError("this tower has no projection to train (timm_proj 'none'); choose last or all")
         return parameters
 
-    def last(self) -> list[nn.Parameter]:
-        """From the last stage on: networks of timm hold their parts in the order they run."""
-        named = list(self.visual.trunk.named_parameters())
-        stage = _last_stage(self.visual.trunk)
-        first = next(i for i, (name, _) in enumerate(named) if name.startswith(f"{stage}."))
+    def last(self, count: int) -> list[nn.Parameter]:
+        """From the last stages on: networks of timm hold their parts in the order they run.
+
+        Raises:
+            ValueError: for more stages than there are, or a network that does not tell them.
+        """
+        named, stages = list(self.visual.trunk.named_parameters()), _stages(self.visual.trunk)
+        if count > len(stages):
+            raise ValueError(f"this tower has {len(stages)} stages, not {count}; choose fewer, or all")
+        first = next(i for i, (name, _) in enumerate(named) if name.startswith(f"{stages[-count]}."))
         return [*(parameter for _, parameter in named[first:]), *self.visual.head.parameters()]
+
+    def projections(self) -> list[nn.Parameter]:
+        """Its linear layers over channels, written as convolutions of one pixel or not.
+
+        They are to a cell what attention's projections are to a token.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        layers = [m for m in self.visual.trunk.modules() if is_pointwise(m) or isinstance(m, nn.Linear)]
+        if not layers:
+            raise ValueError(
+                "this tower has no convolution of one pixel to train; choose head, last:N or all"
+            )
+        return [parameter for layer in layers for parameter in layer.parameters()]
 
 
 def _other_pooling(visual: TimmModel) -> str:
@@ -115,12 +136,13 @@ def _other_pooling(visual: TimmModel) -> str:
     return next((pooling for pooling in poolings if pooling not in ("avg", "fastavg")), "")
 
 
-def _last_stage(trunk: Trunk) -> str:
+def _stages(trunk: Trunk) -> list[str]:
+    """Names of its stages that have weights, in the order they run."""
     if features := getattr(trunk, "feature_info", None):
-        return str(features[-1]["module"])
+        names = [str(feature["module"]) for feature in features]
+        return [n for n in names if any(name.startswith(f"{n}.") for name, _ in trunk.named_parameters())]
     if blocks := getattr(trunk, "blocks", None):
-        return f"blocks.{len(blocks) - 1}"
+        return [f"blocks.{number}" for number in range(len(blocks))]
     raise ValueError(
-        f"{type(trunk).__name__} does not tell its last stage (timm's feature_info, or blocks); "
-        "choose head or all"
+        f"{type(trunk).__name__} does not tell its stages (feature_info, or blocks); choose head or all"
     )

@@ -1,14 +1,15 @@
 """Vectors of regions from an encoder of whole images, all regions of an image in one forward pass."""
 
+import re
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor, nn
 
+from training.low_rank import adapt, merge
 from training.region_masking import MaskedTransformer, is_transformer
 from training.region_pooling import PooledConvolutions, is_convolutional
 
-Parts = Literal["none", "head", "last", "all"]
+PARTS = "none, head, last, last:N (blocks or stages), projections, lora:R (rank) or all"
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class RegionEncoder(nn.Module):
     Transformers mask attention (`training.region_masking`), convolutional towers pool under the masks
     (`training.region_pooling`). The images' own vectors are the tower's, bit for bit, whatever the regions.
 
-    What `trainable` has frozen stays in evaluation mode, whatever `train()` is told: frozen batch norms
-    keep their statistics.
+    What `trainable` has frozen stays in evaluation mode, whatever `train()` is told, and batch norms keep
+    their statistics unless the whole tower learns.
 
     Raises:
         ValueError: for a tower that cannot be adapted; the message names those that can.
@@ -90,33 +91,54 @@ class RegionEncoder(nn.Module):
     def train(self, mode: bool = True) -> "RegionEncoder":
         """Sets the mode of whatever has parameters to train; the rest evaluates."""
         super().train(mode)
+        whole = all(parameter.requires_grad for parameter in self.visual.parameters())
         for module in self.visual.modules():
             parameters = list(module.parameters())
             if parameters and not any(parameter.requires_grad for parameter in parameters):
                 module.eval()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not whole:  # noqa: SLF001
+                module.eval()  # statistics of a tower that is mostly frozen are those of its own training
         return self
 
-    def parameters_of(self, parts: Parts) -> list[nn.Parameter]:
-        """The parameters of some parts of the tower; see `trainable`."""
-        match parts:
+    def parameters_of(self, parts: str) -> list[nn.Parameter]:
+        """The parameters of some parts of the tower; see `trainable`. Low-rank adapters are put there now."""
+        kind, number = parse_parts(parts)
+        match kind:
             case "none":
                 return []
             case "head":
                 return self._tower.head()
             case "last":
-                return self._tower.last()
-            case "all":
-                return list(self.visual.parameters())
-        raise ValueError(f"'{parts}' is no part of a tower; choose none, head, last or all")
+                return self._tower.last(number)
+            case "projections":
+                return list(dict.fromkeys([*self._tower.projections(), *self._tower.head()]))
+            case "lora":
+                return adapt(self.visual, rank=number)
+        return list(self.visual.parameters())
 
 
-def trainable(encoder: RegionEncoder, parts: Parts) -> list[nn.Parameter]:
+def parse_parts(parts: str) -> tuple[str, int]:
+    """The kind of parts, and its number: ("last", 2) of "last:2"; "last" means "last:1".
+
+    Raises:
+        ValueError: for anything that `trainable` does not know.
+    """
+    found = re.fullmatch(r"(none|head|last|projections|all)|(last|lora):([1-9]\d*)", parts)
+    if not found:
+        raise ValueError(f"'{parts}' is no part of a tower; choose {PARTS}")
+    return found[1] or found[2], int(found[3] or 1)
+
+
+def trainable(encoder: RegionEncoder, parts: str) -> list[nn.Parameter]:
     """Freezes the tower except some parts.
 
     Args:
-        encoder: all its `requires_grad` flags are set anew.
-        parts: "head" is the projection into the joint space; "last" adds the last block or stage and what
-            lies between the two; "all" and "none" are the whole tower and nothing.
+        encoder: all its `requires_grad` flags are set anew; low-rank adapters of an earlier call are merged.
+        parts: "head" is the projection into the joint space. "last:N" adds the last N blocks or stages and
+            what lies between them and the projection ("last" is one). "projections" is the head with the
+            projections of attention (query, key, value, output), or all convolutions of one pixel where
+            nothing attends. "lora:R" is none of the tower's own weights but adapters of rank R on all its
+            matrices (`training.low_rank`). "all" and "none" are the whole tower and nothing.
 
     Returns:
         The parameters left to train.
@@ -124,6 +146,7 @@ def trainable(encoder: RegionEncoder, parts: Parts) -> list[nn.Parameter]:
     Raises:
         ValueError: for another name, or a tower without such a part.
     """
+    merge(encoder.visual)
     chosen = encoder.parameters_of(parts)
     encoder.visual.requires_grad_(False)
     for parameter in chosen:

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal
 
 import pyarrow as pa
 import torch
 from safetensors.torch import save as save_tensors
+from torch import nn
 
 from storage.artifact import Artifact
 from storage.files import Folder
@@ -23,6 +23,7 @@ from training.groupvit_folder import identity_of, start_from
 from training.launch import together
 from training.loader import Beside, Loader, View
 from training.loop import LoopConfig, train
+from training.low_rank import plain_state
 from training.nouns import DrawConfig, Kind, NounSource
 from training.recognition import RecognitionConfig, RecognitionObjective, interpolated
 from training.segmentation import GroupViTObjective
@@ -163,13 +164,24 @@ def _train_grouping(job: Job[Training], config: GroupingTraining, peers: Peers) 
     encoder = job.runtime.load_encoder(job.artifact("encoder").local_folder(), job.runtime.device)
     concepts = job.artifact("vocabulary").read("concepts", columns=["vector"])
     objective = RecognitionObjective(config.recognition, encoder, concepts)
-    drawn, before = config.drawn, {k: v.clone() for k, v in objective.model.state_dict().items()}
+    drawn, finish = config.drawn, _finisher(objective.model, 1 - config.recognition.keep)
     if config.recognition.trains == "head":
         samples = loader(job, drawn, config.fixed, None, RegionVectors(job.artifact("regions")), peers)
     else:
         view, maps = Squares(config.recognition.size), RegionMaps(job.artifact("groups"))
         samples = loader(job, drawn, config.fixed, view, maps, peers)
-    _fit(job, objective, samples, peers, partial(interpolated, before, share=1 - config.recognition.keep))
+    _fit(job, objective, samples, peers, finish)
+
+
+def _finisher(model: nn.Module, share: float) -> Callable[[Tensors], Tensors]:
+    """Makes trained weights those of a plain tower, some way from the untrained ones."""
+    before = {name: tensor.clone() for name, tensor in plain_state(model).items()}
+
+    def finish(weights: Tensors) -> Tensors:
+        model.load_state_dict(weights)
+        return interpolated(before, plain_state(model), share)
+
+    return finish
 
 
 def _fit(

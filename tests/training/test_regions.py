@@ -265,13 +265,40 @@ def test_trainable_parts_of_a_convolutional_tower_are_the_named_ones(name: str, 
     assert names_to_train(tower, "last") == head | last
 
 
+def test_trainable_last_parts_of_a_tower_are_as_many_as_named() -> None:
+    assert {"transformer.resblocks.1", "transformer.resblocks.2"} < names_to_train(transformer(), "last:2")
+    stages = {name.split(".")[1] for name in names_to_train(convolutional(), "last:2")}
+    assert stages == {"mlp", "layer3", "layer4"}
+
+
+def test_trainable_projections_are_those_of_attention_or_convolutions_of_one_pixel() -> None:
+    tower = transformer()
+    assert names_to_train(tower, "projections") == {
+        "proj",
+        *(f"transformer.resblocks.{block}" for block in range(3)),
+    }
+    trained = {name for name, parameter in tower.named_parameters() if parameter.requires_grad}
+    assert all(".attn." in name for name in trained - {"proj"})
+    tower = convolutional("tf_efficientnet_lite0")
+    trainable(RegionEncoder(tower), "projections")
+    shapes = {
+        p.shape[2:] for n, p in tower.trunk.named_parameters() if p.requires_grad and n.endswith("weight")
+    }
+    assert shapes == {(1, 1)}
+
+
 def test_trainable_head_of_a_tower_with_a_classifier_is_the_classifier() -> None:
     assert names_to_train(convolutional(proj=""), "head") == {"trunk.fc.weight", "trunk.fc.bias"}
 
 
 def test_trainable_part_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(ValueError, match="none, head, last or all"):
-        trainable(RegionEncoder(transformer()), "tail")
+    for parts in ("tail", "last:0", "lora", "lora:x", "head:2"):
+        with pytest.raises(ValueError, match="choose none, head, last"):
+            trainable(RegionEncoder(transformer()), parts)
+    with pytest.raises(ValueError, match="3 blocks, not 4"):
+        trainable(RegionEncoder(transformer()), "last:4")
+    with pytest.raises(ValueError, match="stages, not 9"):
+        trainable(RegionEncoder(convolutional()), "last:9")
     with pytest.raises(ValueError, match="no projection"):
         trainable(RegionEncoder(convolutional(proj="none")), "head")
 
@@ -287,6 +314,9 @@ def test_frozen_parts_while_the_head_trains_keep_their_statistics() -> None:
     assert torch.equal(pooled, expected)
     assert tower.head.training
     assert all(torch.equal(value, before[name]) for name, value in tower.trunk.state_dict().items())
+    trainable(encoder, "last")
+    encoder(images(64), masks(2))
+    assert torch.equal(tower.trunk.layer4[1].bn2.running_mean, before["layer4.1.bn2.running_mean"])
     trainable(encoder, "all")
     encoder(images(64), masks(2))
     assert not torch.equal(tower.trunk.bn1.running_mean, before["bn1.running_mean"])

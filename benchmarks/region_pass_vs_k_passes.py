@@ -1,0 +1,92 @@
+"""Naming the regions of an image: region tokens in one masked pass, against one masked pass per region.
+
+The peer is a plain reading of masked attention: for each region a forward pass of the same tower, whose class
+token may attend to the patches of that region only. Both sides take the same images and masks, in turn.
+Run: ``python -m benchmarks.region_pass_vs_k_passes``.
+"""
+
+import json
+import statistics
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.timing import products_per_second, seconds
+from curation.openclip import new_model
+from training.grouping import coverage, masks
+from training.regions import RegionEncoder
+
+REGIONS, ROUNDS = 8, 5
+
+
+@torch.inference_mode()
+def measure(*, model: str = "ViT-B-16", images: int = 4) -> dict[str, Any]:
+    """Images per second of both sides, their ratio, and the machine's limit."""
+    torch.manual_seed(0)
+    visual: Any = new_model(model).visual.eval()
+    encoder = RegionEncoder(visual).eval()
+    size = visual.image_size[0]
+    image_NCHW = torch.randn(images, 3, size, size)
+    regions_NKhw = masks(blobs(images, *visual.grid_size), REGIONS)
+
+    def ours() -> Tensor:
+        return encoder(image_NCHW, regions_NKhw).region_NKD
+
+    def peer() -> Tensor:
+        return torch.stack([_masked_pass(visual, image_NCHW, r) for r in regions_NKhw.unbind(1)], 1)
+
+    ours(), peer()
+    times = [(seconds(ours), seconds(peer)) for _ in range(ROUNDS)]
+    fast, slow = (images / statistics.median(side) for side in zip(*times, strict=True))
+    limit = statistics.median(products_per_second() for _ in range(ROUNDS)) / operations(visual)
+    cosine = torch.cosine_similarity(ours(), peer(), dim=-1).mean()
+    return {
+        "case": "region_pass_vs_k_passes",
+        "ours": fast,
+        "peer": slow,
+        "unit": "images/s",
+        "ratio": statistics.median(theirs / mine for mine, theirs in times),
+        "limit": limit,
+        "limit_share": fast / limit,
+        "note": f"{model} with random weights, {images} images of {size} px, {REGIONS} regions each; the "
+        f"regions' vectors have a mean cosine of {cosine:.4f}; limit: the tower's own products at the rate "
+        "of sgemm",
+    }
+
+
+def blobs(images: int, height: int, width: int) -> Tensor:
+    """Label maps [N, h, w]: cells go to the nearest of as many random places as there are regions."""
+    places_NK2 = torch.rand(images, REGIONS, 2) * torch.tensor([height, width])
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    cells_P2 = torch.stack([rows, columns], -1).reshape(1, -1, 2).float().expand(images, -1, -1)
+    return torch.cdist(cells_P2, places_NK2).argmin(2).reshape(images, height, width)
+
+
+def _masked_pass(visual: Any, image_NCHW: Tensor, region_Nhw: Tensor) -> Tensor:
+    """The image vector [N, D] by the tower's own blocks, its class token kept to one region."""
+    patches_NPD = visual.conv1(image_NCHW).flatten(2).mT
+    class_N1D = visual.class_embedding.expand(len(patches_NPD), 1, -1)
+    tokens_NTD = visual.ln_pre(torch.cat([class_N1D, patches_NPD], 1) + visual.positional_embedding)
+    inside_NP = coverage(region_Nhw[:, None], *visual.grid_size)[:, 0].flatten(1) > 0
+    hidden_NTT = torch.zeros(*tokens_NTD.shape[:2], tokens_NTD.shape[1], dtype=torch.bool)
+    hidden_NTT[:, 0, 1:] = ~inside_NP  # patches see all, the class token as well: only it is masked
+    heads = visual.transformer.resblocks[0].attn.num_heads
+    bias = torch.zeros(hidden_NTT.shape).masked_fill_(hidden_NTT, -torch.inf).repeat_interleave(heads, 0)
+    for block in visual.transformer.resblocks:
+        tokens_NTD = block(tokens_NTD, attn_mask=bias)
+    vector_ND: Tensor = visual.ln_post(tokens_NTD[:, 0]) @ visual.proj
+    return vector_ND
+
+
+def operations(visual: Any) -> float:
+    """Floating-point operations of the tower on one image: weights times tokens, and attention."""
+    height, width = visual.grid_size
+    blocks = visual.transformer.resblocks
+    weights = sum(p.numel() for p in blocks.parameters() if p.ndim == 2) + visual.conv1.weight.numel()
+    tokens, channels = 1 + height * width, visual.conv1.out_channels
+    return 2.0 * tokens * (weights + 2 * len(blocks) * tokens * channels)
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(), indent=1))
