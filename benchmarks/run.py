@@ -19,7 +19,9 @@ from benchmarks import (
     groupvit_step_vs_transformers,
     ivf_vs_autofaiss,
     loader_vs_decode,
+    kmeans_groups_vs_sklearn,
     read_vs_webdataset,
+    region_pass_vs_k_passes,
     scale,
     search,
 )
@@ -40,6 +42,8 @@ def cases() -> Iterator[dict[str, Any]]:
         yield case()
     yield from groupvit_step_vs_transformers.cases()
     yield loader_vs_decode.measure()
+    yield kmeans_groups_vs_sklearn.measure()
+    yield region_pass_vs_k_passes.measure()
     points = scale.curve(SIZES)
     yield scale.scaling(points)
     yield scale.peak(points)

@@ -1,7 +1,7 @@
 """Pixels into regions: dense features are clustered, fragments merged, and labels kept as small PNGs.
 
-The grouping of an image depends on its features and its seed alone, not on the batch it came in: every
-image is clustered by itself, its starts side by side.
+On a CPU the grouping of an image depends on its features and its seed alone, to the last bit, and not on the
+batch it came in. On a GPU a batch is clustered at once.
 """
 
 import io
@@ -62,23 +62,21 @@ def group(features_NCHW: Tensor, seeds_N: Sequence[int], config: GroupingConfig)
     Returns:
         int64 labels [N, H, W] on the CPU, 0 … R - 1 without gaps, R ≤ `config.regions`.
     """
-    assert len(seeds_N) == len(features_NCHW)
-    return torch.stack([_group(*pair, config) for pair in zip(features_NCHW, seeds_N, strict=True)])
-
-
-def _group(features_CHW: Tensor, seed: int, config: GroupingConfig) -> Tensor:
-    features_CHW = features_CHW.float()
-    points_PD = features_CHW.flatten(1).T.contiguous()
-    shape = (features_CHW.shape[1], features_CHW.shape[2])
+    features_NCHW = features_NCHW.float()
+    shape = (features_NCHW.shape[2], features_NCHW.shape[3])
+    points_NCP = features_NCHW.flatten(2)
     match config.method:
         case "kmeans":
-            labels_P, _ = kmeans(points_PD, config.regions, seed, config.iterations, config.starts)
+            labels_NP, _ = kmeans(points_NCP, config.regions, seeds_N, config.iterations, config.starts)
         case "agglomerative":
-            labels_P = _agglomerative(points_PD, shape, config.regions)
+            labels_NP = torch.stack([_agglomerative(p.T, shape, config.regions) for p in points_NCP])
         case "spectral":
-            labels_P = _spectral(points_PD, config.regions, seed)
-    labels_HW = labels_P.reshape(shape).cpu().numpy()
-    return torch.from_numpy(merge_small(labels_HW, features_CHW.cpu().numpy(), config.min_area))
+            pairs = zip(points_NCP, seeds_N, strict=True)
+            labels_NP = torch.stack([_spectral(p.T, config.regions, seed) for p, seed in pairs])
+    labels_NHW = labels_NP.reshape(-1, *shape).cpu().numpy()
+    pairs_N = zip(labels_NHW, features_NCHW.cpu().numpy(), strict=True)
+    merged = [merge_small(labels_HW, features_CHW, config.min_area) for labels_HW, features_CHW in pairs_N]
+    return torch.from_numpy(np.stack(merged))
 
 
 def _agglomerative(points_PD: Tensor, shape: tuple[int, int], clusters: int) -> Tensor:

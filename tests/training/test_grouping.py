@@ -29,7 +29,7 @@ from training.grouping import (
     upsample_labels,
     upsample_scores,
 )
-from training.kmeans import kmeans
+from training.kmeans import kmeans, together
 
 CONFIG = GroupingConfig(backbone="lab", regions=4, min_area=0.0)
 CONV = open_clip.timm_model.TimmModel
@@ -105,26 +105,51 @@ def test_grouping_config_with_a_wrong_value_is_refused(wrong: dict[str, object],
         GroupingConfig(**wrong)
 
 
-def test_kmeans_inertia_on_random_data_is_no_worse_than_scikit_learns_on_average() -> None:
-    points = rng().normal(size=(25, 150, 5)).astype(np.float32)
-    ours = [kmeans(torch.from_numpy(p), 8, n, 100, 3)[1] for n, p in enumerate(points)]
+def columns(points_NPD: NDArray[np.float32]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(points_NPD.swapaxes(1, 2)))
+
+
+@pytest.mark.parametrize("shape", [(25, 150, 5), (6, 700, 20)])  # below and above the size of a sample
+def test_kmeans_inertia_on_random_data_is_no_worse_than_scikit_learns_on_average(
+    shape: tuple[int, ...],
+) -> None:
+    points = rng().normal(size=shape).astype(np.float32)
+    ours = kmeans(columns(points), 8, range(len(points)), 100, 3)[1]
     theirs = [KMeans(8, n_init=3, max_iter=100, random_state=n).fit(p).inertia_ for n, p in enumerate(points)]
-    assert np.mean(ours) <= 1.005 * np.mean(theirs)
+    assert float(ours.mean()) <= 1.005 * np.mean(theirs)
 
 
-def test_kmeans_labels_are_the_nearest_means_and_inertia_their_squared_distances() -> None:
-    points = 100 + torch.randn(200, 4, generator=stream())
-    labels, inertia = kmeans(points, 5, 0, 300, 2)
+@pytest.mark.parametrize("count", [200, 900])
+def test_kmeans_labels_are_the_nearest_means_and_inertia_their_squared_distances(count: int) -> None:
+    points = 100 + torch.randn(count, 4, generator=stream())
+    labels, inertia = (found[0] for found in kmeans(points.T[None], 5, [0], 300, 2))
     centres = torch.stack([points[labels == k].mean(0) for k in range(5)])
     squares = (points[:, None] - centres).square().sum(2)
     assert torch.equal(squares.argmin(1), labels)
-    assert inertia == pytest.approx(float(squares.min(1).values.sum()), rel=1e-4)
+    assert float(inertia) == pytest.approx(float(squares.min(1).values.sum()), rel=1e-4)
 
 
 def test_kmeans_with_more_starts_of_one_stream_is_no_worse() -> None:
-    points = torch.randn(200, 3, generator=stream())
-    few, many = (np.mean([kmeans(points, 8, n, 100, s)[1] for n in range(10)]) for s in (1, 10))
+    points = torch.randn(1, 3, 200, generator=stream()).expand(10, -1, -1)
+    few, many = (float(kmeans(points, 8, range(10), 100, s)[1].mean()) for s in (1, 10))
     assert many < few
+
+
+@pytest.mark.parametrize("count", [150, 900])
+def test_kmeans_of_a_whole_batch_at_once_as_on_a_gpu_finds_the_same_clusters(count: int) -> None:
+    points = torch.randn(5, 12, count, generator=stream())
+    together_labels, together_inertia = together(points, 6, range(5), 100, 3, compiled=False)
+    labels, inertia = kmeans(points, 6, range(5), 100, 3)
+    assert torch.equal(together_labels, labels)
+    torch.testing.assert_close(together_inertia, inertia)
+
+
+def test_kmeans_of_few_distinct_points_gives_each_its_own_cluster() -> None:
+    distinct = torch.randn(3, 6, generator=stream())
+    which = torch.arange(40) % 3
+    labels, inertia = kmeans(distinct[which].T[None], 8, [0], 30, 3)
+    assert same_partition(labels[0], which)
+    assert float(inertia) == pytest.approx(0.0, abs=1e-4)
 
 
 def merge_by_brute_force(labels: NDArray[np.int64], features: NDArray, least: float) -> NDArray[np.int64]:
