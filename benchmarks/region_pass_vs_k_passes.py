@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.timing import products_per_second, seconds
 from curation.openclip import new_model
 from training.grouping import coverage, masks
-from training.regions import RegionEncoder
+from training.regions import RegionEncoder, Regions
 
 REGIONS, ROUNDS = 8, 5
 
@@ -24,14 +24,16 @@ REGIONS, ROUNDS = 8, 5
 def measure(*, model: str = "ViT-B-16", images: int = 4) -> dict[str, Any]:
     """Images per second of both sides, their ratio, and the machine's limit."""
     torch.manual_seed(0)
-    visual: Any = new_model(model).visual.eval()
+    network: Any = new_model(model)
+    visual = network.visual.eval()
     encoder = RegionEncoder(visual).eval()
     size = visual.image_size[0]
     image_NCHW = torch.randn(images, 3, size, size)
     regions_NKhw = masks(blobs(images, *visual.grid_size), REGIONS)
 
     def ours() -> Tensor:
-        return encoder(image_NCHW, regions_NKhw).region_NKD
+        found: Regions = encoder(image_NCHW, regions_NKhw)
+        return found.region_NKD
 
     def peer() -> Tensor:
         return torch.stack([_masked_pass(visual, image_NCHW, r) for r in regions_NKhw.unbind(1)], 1)
@@ -85,7 +87,7 @@ def operations(visual: Any) -> float:
     blocks = visual.transformer.resblocks
     weights = sum(p.numel() for p in blocks.parameters() if p.ndim == 2) + visual.conv1.weight.numel()
     tokens, channels = 1 + height * width, visual.conv1.out_channels
-    return 2.0 * tokens * (weights + 2 * len(blocks) * tokens * channels)
+    return float(2 * tokens * (weights + 2 * len(blocks) * tokens * channels))
 
 
 if __name__ == "__main__":

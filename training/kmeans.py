@@ -50,9 +50,8 @@ def together(
     points_NDP = points_NDP - points_NDP.mean(2, keepdim=True)  # squares lose less when the origin is near
     count = points_NDP.shape[2]
     draws = [_draws(seed, starts, min(clusters, count), count) for seed in seeds_N]
-    uniforms_NSKT, sample_NQ = (
-        torch.stack(drawn).to(points_NDP.device) for drawn in zip(*draws, strict=True)
-    )
+    drawn = (torch.stack(each).to(points_NDP.device) for each in zip(*draws, strict=True))
+    uniforms_NSKT, sample_NQ = drawn
     sample_NDQ = points_NDP if count <= SAMPLE else _columns(points_NDP, sample_NQ)
     centres_NSKD = _plus_plus(sample_NDQ, uniforms_NSKT)
     centres_NSKD, costs_NSKQ = _lloyd(sample_NDQ, centres_NSKD, iterations, compiled)
@@ -67,7 +66,7 @@ def together(
 
 
 def _draws(seed: int, starts: int, clusters: int, count: int) -> tuple[Tensor, Tensor]:
-    """Uniform draws [S, K, T], T candidates for each of K seeds (T as in scikit-learn), and the sample [Q]."""
+    """Uniform draws [S, K, T], T candidates for each of K seeds (as in scikit-learn), and the sample [Q]."""
     stream = torch.Generator().manual_seed(seed)
     uniforms_SKT = torch.rand(starts, clusters, 2 + int(math.log(clusters)), generator=stream)
     return uniforms_SKT, torch.randperm(count, generator=stream)[:SAMPLE].sort().values
