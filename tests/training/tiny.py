@@ -20,7 +20,6 @@ from training.groups import resize_square
 from training.groupvit import GroupViTConfig
 from training.precision import Arithmetic
 from training.recognition import RecognitionConfig, RecognitionObjective
-from training.regions import Parts
 from training.segmentation import GroupViTObjective
 from training.sharding import clip, shard, whole
 from training.step import backward, piece
@@ -105,7 +104,7 @@ def _spread(model: nn.Module) -> None:
             weight.data.normal_(std=0.3, generator=stream)
 
 
-def recognition(trains: Parts = "all") -> RecognitionObjective:
+def recognition(trains: str = "all") -> RecognitionObjective:
     """A transformer on label maps of 2 to 5 regions."""
     torch.manual_seed(1)
     sizes = {"image_size": SIZE, "patch_size": 8, "width": 32, "layers": 3, "heads": 4, "mlp_ratio": 2.0}
