@@ -139,6 +139,8 @@ def by_torchrun() -> bool:
 def joined(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[Peers]:
     """Meets the other processes that torchrun's variables speak of: by nccl on GPUs, else by gloo.
 
+    Inside such a block it is the same meeting: a second one could find the addresses of the first.
+
     Args:
         device: of this process; a GPU each.
         patience: how long a process waits for the others at a meeting point.
@@ -148,6 +150,9 @@ def joined(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[Pee
     """
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     peers = Peers(rank, world)
+    if dist.is_initialized():
+        yield peers
+        return
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with peers._together():  # noqa: SLF001  (its own module)

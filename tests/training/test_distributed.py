@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,18 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from curation.encoder import load_encoder
-from storage.artifact import Artifact, Store
 from storage.errors import InputError
 from storage.files import Folder
 from storage.runtime import Bar, Runtime
-from storage.stage import Job, materialize
+from storage.stage import Job
 from tests.training import tiny, workers
 from training.distributed import ALONE, PeerLost
 from training.launch import together
-from training.loop import LoopConfig
-from training.optim import OptimConfig
-from training.train import MODEL, TRAIN, GroupViTTraining
 
 
 def job(folder: Path, processes: int, config: Any = None, **runtime: Any) -> Job[Any]:
@@ -107,29 +102,3 @@ def test_one_process_is_this_one(tmp_path: Path) -> None:
     seen: list[Any] = []
     together(lambda given, peers: seen.append((given, peers)), cast("Any", job(tmp_path, 1)))
     assert seen[0][1] == ALONE
-
-
-def trained(run: Any, store: Path, processes: int) -> Artifact:
-    """A tiny GroupViT from the archives of 90 scenes: two epochs of three steps."""
-    model = replace(tiny.GROUPVIT, vocab_size=49408)
-    loop = LoopConfig(
-        epochs=2, batch_size=30, micro_batch=8, checkpoint_every=2, optim=OptimConfig(rate=1e-4)
-    )
-    config = GroupViTTraining(model=model, loop=loop)
-    inputs = {n: run[n] for n in ("encoder", "corpus", "vocabulary", "archive")}
-    runtime = Runtime(device="cpu", load_encoder=load_encoder, processes=processes)
-    return materialize(TRAIN, config, inputs, Store(str(store)), runtime)
-
-
-@pytest.mark.slow
-def test_stage_train_on_two_processes_makes_the_artifact_of_one(curated: Any, tmp_path: Path) -> None:
-    alone, pair = (trained(curated, tmp_path / str(count), count) for count in (1, 2))
-    assert pair.fingerprint == alone.fingerprint
-    assert [part.name for part in pair.manifest.parts] == [part.name for part in alone.manifest.parts]
-    expected, found = (a.read("losses").to_pydict() for a in (alone, pair))
-    assert found["step"] == expected["step"] == list(range(6))
-    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
-    weights, other = (load_file(a.file(MODEL)) for a in (alone, pair))
-    assert torch.equal(weights["image_projector.norm.num_batches_tracked"], torch.tensor(6))
-    for name in weights:
-        torch.testing.assert_close(other[name], weights[name], atol=2e-3, rtol=0)  # AdamW: six times the rate
