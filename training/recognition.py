@@ -177,10 +177,11 @@ def interpolated(
 
     Source: Wortsman et al., *Robust fine-tuning of zero-shot models*, CVPR 2022.
     """
-    return {
-        name: torch.lerp(before[name], tensor, share) if tensor.is_floating_point() and share < 1 else tensor
-        for name, tensor in after.items()
-    }
+    return {name: _between(before[name], tensor, share).contiguous() for name, tensor in after.items()}
+
+
+def _between(before: Tensor, after: Tensor, share: float) -> Tensor:
+    return torch.lerp(before, after, share) if after.is_floating_point() and share < 1 else after
 
 
 def padded(row_RD: Tensor, count_N: Tensor) -> tuple[Tensor, Tensor]:

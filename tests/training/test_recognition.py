@@ -157,7 +157,7 @@ def test_weights_between_untrained_and_trained_ones_leave_counters_alone() -> No
     after = {"weight": torch.tensor([1.0, 4.0]), "batches": torch.tensor(7)}
     assert interpolated(before, after, 0.25)["weight"].tolist() == [0.25, 2.5]
     assert interpolated(before, after, 0.25)["batches"] == 7
-    assert interpolated(before, after, 1.0)["weight"] is after["weight"]
+    assert torch.equal(interpolated(before, after, 1.0)["weight"], after["weight"])
 
 
 @pytest.mark.parametrize("setting", [{"keep": 1.0}, {"keep": -0.1}, {"drawn_weight": -1.0}, {"alike": 0.0}])
