@@ -17,11 +17,11 @@ from curation.openclip import new_model
 from training.grouping import coverage, masks
 from training.regions import RegionEncoder, Regions
 
-REGIONS, ROUNDS = 8, 5
+REGIONS, ROUNDS = 8, 3
 
 
 @torch.inference_mode()
-def measure(*, model: str = "ViT-B-16", images: int = 4) -> dict[str, Any]:
+def measure(*, model: str = "ViT-B-16", images: int = 2) -> dict[str, Any]:
     """Images per second of both sides, their ratio, and the machine's limit."""
     torch.manual_seed(0)
     network: Any = new_model(model)

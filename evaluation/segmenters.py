@@ -17,13 +17,14 @@ from evaluation.predict import Segmenter, predict, resize
 from evaluation.protocols import Protocol, prompts
 from storage.artifact import Artifact
 from training.encoder import EncoderLike
-from training.grouping import GroupingConfig, group, oracle_labels, upsample_labels
+from training.grouping import GroupingConfig, group, oracle_labels
 from training.groups import image_backbone
 from training.groupvit import GroupViTConfig
 from training.recognition import RegionSegmenter
 from training.regions import RegionEncoder
 from training.segmentation import GroupViTSegmenter, load_groupvit
 from training.train import MODEL
+from training.upsampling import upsample
 
 if TYPE_CHECKING:
     from evaluation.evaluate import EvaluateConfig
@@ -113,7 +114,7 @@ def _oracle(config: GroupingConfig, protocol: Protocol, load: Callable[[], Encod
         resized_HWC = resize(image_HWC, protocol.short_side, protocol.long_side)
         pixels = torch.from_numpy(resized_HWC).permute(2, 0, 1)[None].float() / 255
         labels_Nhw = group(features(pixels), [0], config)
-        regions_HW = upsample_labels(labels_Nhw, *mask_HW.shape)[0].numpy()
+        regions_HW = upsample(labels_Nhw, pixels, *mask_HW.shape, config.upsample)[0].numpy()
         return oracle_labels(regions_HW, mask_HW)
 
     return lambda image, labels: measure([image], labels, partial(label, image))

@@ -20,6 +20,7 @@ from training.fragments import merge_small
 from training.kmeans import kmeans
 
 Method = Literal["kmeans", "agglomerative", "spectral"]
+Upsampling = Literal["linear", "guided"]
 TIMM = "timm:"
 IGNORE = 255
 
@@ -39,12 +40,15 @@ class GroupingConfig:
     seed: int = 0
     iterations: int = 30  # of k-means, at most
     starts: int = 3  # of k-means; the best is kept
+    upsample: Upsampling = "linear"  # to pixels: masks interpolated, or "guided" by the colours of the image
 
     def __post_init__(self) -> None:
         if self.backbone not in ("lab", "clip") and not self.backbone.startswith(TIMM):
             raise ValueError(f"unknown backbone '{self.backbone}'; use lab, clip or timm:<a model of timm's>")
         if self.method not in ("kmeans", "agglomerative", "spectral"):
             raise ValueError(f"unknown method '{self.method}'; use kmeans, agglomerative or spectral")
+        if self.upsample not in ("linear", "guided"):
+            raise ValueError(f"unknown way to upsample '{self.upsample}'; use linear or guided")
         if not 1 <= self.regions <= 255:
             raise ValueError(f"cannot make {self.regions} regions: labels are 8-bit; ask for 1 to 255")
         if not 0 <= self.min_area < 1:

@@ -4,7 +4,7 @@ Both run once per image, shard by shard. ``regions`` is for training the project
 it is frozen, so it is computed once instead of in every epoch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -32,10 +32,10 @@ from training.grouping import (
     encode_label_png,
     group,
     masks,
-    upsample_labels,
 )
 from training.regions import RegionEncoder
 from training.threads import each_alone
+from training.upsampling import upsample
 
 Chunk = list[tuple[str, Sample]]
 LabelMaps = dict[str, NDArray[np.uint8]]  # [H, W] by key
@@ -86,13 +86,28 @@ def _groups_shard(config: GroupsConfig, reader: CorpusReader, features: Backbone
     found = each_alone(partial(_label_maps, config.grouping, features), chunks, most)
     maps = [sample for chunk in found for sample in chunk]
     tar = (lambda stream: write_tar(stream, maps), len(maps))
-    return Output(files={f"{file_stem(shard)}.tar": tar}, seen=len(maps), kept=len(maps))
+    facts = spread([decode_label_png(sample.members["png"]) for sample in maps])
+    return Output(files={f"{file_stem(shard)}.tar": tar}, seen=len(maps), kept=len(maps), facts=facts)
+
+
+def spread(label_maps: Sequence[NDArray[np.uint8]]) -> dict[str, float]:
+    """Regions of some images, and how many they would be if all of an image were equally large: 1 / Σ area².
+
+    Sums over the images, as facts of shards are added up.
+    """
+    areas = [np.bincount(labels_HW.ravel()) / labels_HW.size for labels_HW in label_maps]
+    return {
+        "regions": float(sum(np.count_nonzero(area_R) for area_R in areas)),
+        "equal_regions": float(sum(1 / np.square(area_R).sum() for area_R in areas)),
+    }
 
 
 def _label_maps(config: GroupingConfig, features: Backbone, chunk: Chunk) -> list[Sample]:
     seeds = [stable_seed("groups", config.seed, sample_id) for sample_id, _ in chunk]
-    labels_Nhw = group(features(squashed(chunk, config.size)), seeds, config)
-    labels_NHW = upsample_labels(labels_Nhw, config.size, config.size).numpy().astype(np.uint8)
+    image_NCHW = squashed(chunk, config.size)
+    labels_Nhw = group(features(image_NCHW), seeds, config)
+    labels_NHW = upsample(labels_Nhw, image_NCHW, config.size, config.size, config.upsample)
+    labels_NHW = labels_NHW.numpy().astype(np.uint8)
     pngs = map(encode_label_png, labels_NHW)
     return [Sample(sample.key, {"png": png}) for (_, sample), png in zip(chunk, pngs, strict=True)]
 

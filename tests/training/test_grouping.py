@@ -30,6 +30,7 @@ from training.grouping import (
     upsample_scores,
 )
 from training.kmeans import kmeans, together
+from training.upsampling import upsample
 
 CONFIG = GroupingConfig(backbone="lab", regions=4, min_area=0.0)
 CONV = open_clip.timm_model.TimmModel
@@ -96,6 +97,7 @@ def test_grouping_into_more_regions_than_pixels_gives_each_its_own() -> None:
     [
         ({"backbone": "dino"}, "lab, clip or timm:"),
         ({"method": "dbscan"}, "kmeans, agglomerative or spectral"),
+        ({"upsample": "cubic"}, "linear or guided"),
         ({"regions": 256}, "1 to 255"),
         ({"min_area": 1.5}, "fraction"),
     ],
@@ -210,6 +212,30 @@ def test_upsampled_scores_move_the_border_towards_the_weaker_side() -> None:
     got = upsample_scores(scores, 1, 100)[0, 0]
     border = 25 + 0.8 * 50  # between cell centres at 25 and 75 px, 4 (1 - x) = x at x = 0.8
     assert torch.equal(got, (torch.arange(100) + 0.5 > border).long())
+
+
+def test_guided_upsampling_moves_a_coarse_border_to_the_edge_of_the_image() -> None:
+    labels = (torch.arange(14) >= 7).long().expand(1, 14, 14)
+    image = (torch.arange(224) >= 120).float().expand(1, 3, 224, 224)  # the grid's border is at 112
+    truth = (torch.arange(224) >= 120).long().expand(1, 224, 224)
+    wrong = {w: int((upsample(labels, image, 224, 224, w) != truth).sum()) for w in ("linear", "guided")}
+    assert wrong["linear"] == 8 * 224
+    assert wrong["guided"] < wrong["linear"] / 4
+
+
+def test_guided_upsampling_over_one_colour_is_the_linear_one_but_for_the_corners() -> None:
+    labels, image = torch.randint(2, (1, 4, 4), generator=stream()), torch.full((1, 3, 64, 64), 0.5)
+    linear, guided = (upsample(labels, image, 64, 64, way) for way in ("linear", "guided"))
+    assert (linear == guided).float().mean() > 0.9
+
+
+def test_guided_upsampling_of_images_alone_or_together_is_the_same() -> None:
+    labels = torch.randint(5, (3, 6, 6), generator=stream())
+    images = torch.rand(3, 3, 40, 30, generator=stream(1))
+    whole = upsample(labels, images, 40, 30, "guided")
+    alone = [upsample(labels[n : n + 1], images[n : n + 1], 40, 30, "guided")[0] for n in range(3)]
+    assert whole.shape == (3, 40, 30)
+    assert torch.equal(whole, torch.stack(alone))
 
 
 def test_coverage_is_the_part_of_each_cell_and_keeps_the_area() -> None:
