@@ -4,7 +4,7 @@ Images are measured a few dozen at a time; each block is a part of its own (spar
 image), so an interrupted evaluation goes on where it stopped. The metrics are reduced from the parts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from evaluation import classes
 from evaluation.benchmarks import Benchmark, cityscapes, coco_object, prompt_names, shards, voc
+from evaluation.calibration import CalibrationConfig
 from evaluation.labelled import LabelledImage
 from evaluation.measure import Measurement
 from evaluation.metrics import Counts, class_rows, summary
@@ -45,6 +46,7 @@ class BenchmarkConfig:
     templates: tuple[str, ...] = ()  # prompts of the class names; the protocol's when empty
     synonyms: bool = False  # prompt classes with their synonyms too
     top_k: int = 0  # classes an image may show, by its own vector; 0 for all (region naming)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)  # of region naming
     limit: int = 0  # images, evenly spread; 0 for all
 
 
@@ -127,16 +129,23 @@ def evaluate(job: Job[EvaluateConfig]) -> None:
     blocks = [f"{job.config.benchmark.name}/{n:05d}" for n in range(-(-len(benchmark.images) // BLOCK))]
     folder = str(job.artifact("encoder").local_folder())
     load = partial(job.runtime.load_encoder, folder, job.runtime.device)
-    job.map_shards(partial(_make_block_function, job.config, labelled, job.optional("model"), load), blocks)
+    make = partial(_make_block_function, job.config, labelled, given(job), load)
+    job.map_shards(make, blocks)
     _reduce(job, benchmark)
 
 
+def given(job: Job[Any]) -> dict[str, Artifact]:
+    """Those of a job's inputs that a segmenter is built from."""
+    found = {name: job.optional(name) for name in ("model", "regions", "mentions", "vocabulary")}
+    return {name: artifact for name, artifact in found.items() if artifact}
+
+
 def _make_block_function(
-    config: EvaluateConfig, labelled: Artifact | None, model: Artifact | None, load: Any
+    config: EvaluateConfig, labelled: Artifact | None, given: Mapping[str, Artifact], load: Any
 ) -> ShardFunction:
     benchmark = open_benchmark(config.benchmark, labelled)
     protocol = protocol_of(config.benchmark)
-    segment = build_labeller(config, benchmark, protocol, model, load)
+    segment = build_labeller(config, benchmark, protocol, given, load)
     return lambda block: _measure_block(benchmark, segment, block)
 
 
@@ -184,4 +193,4 @@ def total_confusion(table: pa.Table, labels: int) -> Counts:
     return counts
 
 
-EVALUATE = Stage("evaluate", 2, evaluate, benchmark_identity)
+EVALUATE = Stage("evaluate", 3, evaluate, benchmark_identity)

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from evaluation.benchmarks import Benchmark
-from evaluation.evaluate import EvaluateConfig, benchmark_identity, open_benchmark, protocol_of
+from evaluation.evaluate import EvaluateConfig, benchmark_identity, given, open_benchmark, protocol_of
 from evaluation.labelled import LabelledImage, RejectedImage, UInt8Array
 from evaluation.measure import Labeller
 from evaluation.predict import predict
@@ -93,7 +93,7 @@ def _labeller(job: Job[PreviewConfig], benchmark: Benchmark) -> Labeller:
     folder = str(job.artifact("encoder").local_folder())
     encoder = job.runtime.load_encoder(folder, job.runtime.device)
     protocol = protocol_of(config.benchmark)
-    segmenter = build_segmenter(config, benchmark, protocol, job.optional("model"), encoder)
+    segmenter = build_segmenter(config, benchmark, protocol, given(job), encoder)
     return partial(predict, segmenter, protocol=protocol, device=encoder.device)
 
 
@@ -198,4 +198,4 @@ def _picture(members: dict[str, bytes]) -> Picture:
     )
 
 
-PREVIEW = Stage("preview", 2, make_preview, lambda config, store: benchmark_identity(config.segmenter, store))
+PREVIEW = Stage("preview", 3, make_preview, lambda config, store: benchmark_identity(config.segmenter, store))

@@ -1,6 +1,6 @@
 """From an artifact to something that labels pictures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from evaluation.benchmarks import Benchmark
+from evaluation.calibration import calibrate
 from evaluation.labelled import LabelledImage
 from evaluation.measure import Measurement, measure
 from evaluation.predict import Segmenter, predict, resize
 from evaluation.protocols import Protocol, prompts
 from storage.artifact import Artifact
+from storage.errors import ConfigError
 from training.encoder import EncoderLike
 from training.grouping import GroupingConfig, group, oracle_labels
 from training.groups import image_backbone
@@ -38,14 +40,14 @@ def build_labeller(
     config: "EvaluateConfig",
     benchmark: Benchmark,
     protocol: Protocol,
-    model: Artifact | None,
+    given: Mapping[str, Artifact],
     load: Callable[[], EncoderLike],
 ) -> LabelImage:
     """What measures one image: a segmenter under the protocol, or the oracle that names given regions."""
     if config.subject == "oracle":
         return _oracle(config.grouping, protocol, load)
     encoder = load()
-    segmenter = build_segmenter(config, benchmark, protocol, model, encoder)
+    segmenter = build_segmenter(config, benchmark, protocol, given, encoder)
     label = partial(predict, segmenter, protocol=protocol, device=encoder.device)
     return lambda image, labels: measure([image], labels, label)
 
@@ -54,10 +56,22 @@ def build_segmenter(
     config: "EvaluateConfig",
     benchmark: Benchmark,
     protocol: Protocol,
-    model: Artifact | None,
+    given: Mapping[str, Artifact],
     encoder: EncoderLike,
 ) -> Segmenter:
-    """A trained segmenter, or the untrained encoder's region naming."""
+    """A trained segmenter, or the untrained encoder's region naming.
+
+    Args:
+        config: which, and how it is asked.
+        benchmark: its names.
+        protocol: sizes and prompts.
+        given: `model`, if it is trained; `regions`, `mentions` and `vocabulary`, if scores are calibrated.
+        encoder: untrained.
+
+    Raises:
+        ConfigError: for a calibration by stored regions of a tower of which more than the head was trained.
+    """
+    model = given.get("model")
     if config.subject == "groupvit":
         assert model is not None, "GroupViT has no untrained form"
         return _groupvit(benchmark, protocol, model, encoder)
@@ -65,7 +79,7 @@ def build_segmenter(
     if model is not None:
         tower.load_state_dict(load_file(model.file(MODEL)))
     frozen = model is None or model.manifest.config["recognition"]["trains"] == "head"
-    return _region_segmenter(config, benchmark, protocol, tower, encoder, frozen)
+    return _region_segmenter(config, benchmark, protocol, tower, encoder, frozen, given)
 
 
 def _groupvit(benchmark: Benchmark, protocol: Protocol, model: Artifact, encoder: EncoderLike) -> Segmenter:
@@ -83,11 +97,12 @@ def _region_segmenter(
     tower: RegionEncoder,
     encoder: EncoderLike,
     frozen: bool,
+    given: Mapping[str, Artifact],
 ) -> Segmenter:
     background = benchmark.background_names if benchmark.has_background else ()
     by_its_maps = config.grouping.backbone == "clip" and config.grouping.size == config.size
     one_pass = by_its_maps and tower.pools and frozen
-    return RegionSegmenter(
+    segmenter = RegionSegmenter(
         tower,
         encoder,
         config.grouping,
@@ -97,6 +112,14 @@ def _region_segmenter(
         size=config.size,
         top_k=config.benchmark.top_k,
     )
+    if config.benchmark.calibration.kind != "none":
+        if not frozen:
+            raise ConfigError(
+                "a calibration reads stored regions, and this tower has changed since: train its "
+                "head alone (train.grouping.recognition.trains) or set calibration.kind to none"
+            )
+        calibrate(segmenter, config.benchmark.calibration, benchmark, given)
+    return segmenter
 
 
 def _name_vectors(names: Sequence[str], protocol: Protocol, encoder: EncoderLike) -> NDArray[np.float32]:
@@ -114,7 +137,8 @@ def _oracle(config: GroupingConfig, protocol: Protocol, load: Callable[[], Encod
         resized_HWC = resize(image_HWC, protocol.short_side, protocol.long_side)
         pixels = torch.from_numpy(resized_HWC).permute(2, 0, 1)[None].float() / 255
         labels_Nhw = group(features(pixels), [0], config)
-        regions_HW = upsample(labels_Nhw, pixels, *mask_HW.shape, config.upsample)[0].numpy()
+        tall, wide = mask_HW.shape
+        regions_HW = upsample(labels_Nhw, pixels, tall, wide, config.upsample)[0].numpy()
         return oracle_labels(regions_HW, mask_HW)
 
     return lambda image, labels: measure([image], labels, partial(label, image))

@@ -60,8 +60,8 @@ def declare(do: Plan, c: Config) -> None:
     trained = {f"model {name}": model for name, model in models.items()}
     measured: Artifacts = {}
     for run in c.evaluate.benchmarks:
-        measured |= evaluations(do, c, run, encoder, models)
-        measured |= previews(do, c, run, encoder, models, corpus)
+        measured |= evaluations(do, c, run, encoder, models, curated)
+        measured |= previews(do, c, run, encoder, models, curated)
     do(REPORT, c.report, recall=recall, **curated, **trained, **measured)
 
 
@@ -130,11 +130,10 @@ def groupings(do: Plan, c: Config, encoder: Artifact, curated: Artifacts) -> Art
     """Grouping plus recognition, once per kind of noun, on the same regions."""
     if not c.train.grouping:
         return {}
-    corpus = curated["corpus"]
-    by_encoder = encoder if c.groups.grouping.backbone == "clip" else None
-    seen = {"groups": do(GROUPS, c.groups, corpus=corpus, encoder=by_encoder)}
     if c.train.grouping.recognition.trains == "head":  # what lies before the head is frozen: computed once
-        seen = {"regions": do(REGIONS, c.regions, corpus=corpus, encoder=encoder, **seen)}
+        seen = {"regions": regions_of(do, c, encoder, curated["corpus"])}
+    else:
+        seen = {"groups": groups_of(do, c, encoder, curated["corpus"])}
     models: Artifacts = {}
     for nouns in c.train.nouns:
         training, name = replace(c.train.grouping, nouns=nouns), f"grouping_{nouns}"
@@ -144,32 +143,54 @@ def groupings(do: Plan, c: Config, encoder: Artifact, curated: Artifacts) -> Art
     return models
 
 
-def evaluations(do: Plan, c: Config, run: BenchmarkRun, encoder: Artifact, models: Artifacts) -> Artifacts:
+def groups_of(do: Plan, c: Config, encoder: Artifact, corpus: Artifact) -> Artifact:
+    """The regions of every image of the corpus."""
+    by_encoder = encoder if c.groups.grouping.backbone == "clip" else None
+    return do(GROUPS, c.groups, corpus=corpus, encoder=by_encoder)
+
+
+def regions_of(do: Plan, c: Config, encoder: Artifact, corpus: Artifact) -> Artifact:
+    """Their vectors before the projection."""
+    groups = groups_of(do, c, encoder, corpus)
+    return do(REGIONS, c.regions, corpus=corpus, encoder=encoder, groups=groups)
+
+
+def calibration(do: Plan, c: Config, run: BenchmarkRun, encoder: Artifact, curated: Artifacts) -> Artifacts:
+    """What region naming is calibrated by, where a benchmark asks for it."""
+    if run.benchmark.calibration.kind == "none":
+        return {}
+    named = {name: curated[name] for name in ("mentions", "vocabulary")}
+    return {"regions": regions_of(do, c, encoder, curated["corpus"]), **named}
+
+
+def evaluations(
+    do: Plan, c: Config, run: BenchmarkRun, encoder: Artifact, models: Artifacts, curated: Artifacts
+) -> Artifacts:
     """Every model on one benchmark; beside them the untrained encoder and the oracle of its regions."""
-    labelled = labelled_images(do, run)
+    labelled, scales = labelled_images(do, run), calibration(do, c, run, encoder, curated)
     ceilings = ("grouping_untrained", "grouping_oracle") if c.evaluate.ceilings and c.train.grouping else ()
     scores: Artifacts = {}
     for model in (*models, *ceilings):
         config = EvaluateConfig.of(model, run.benchmark, c.groups.grouping, c.regions.size)
         label, weights = f"evaluate {model} on {run.benchmark.name}", models.get(model)
         scores[f"score {model} on {run.benchmark.name}"] = do(
-            EVALUATE, config, label, model=weights, encoder=encoder, labelled=labelled
+            EVALUATE, config, label, model=weights, encoder=encoder, labelled=labelled, **scales
         )
     return scores
 
 
 def previews(
-    do: Plan, c: Config, run: BenchmarkRun, encoder: Artifact, models: Artifacts, corpus: Artifact
+    do: Plan, c: Config, run: BenchmarkRun, encoder: Artifact, models: Artifacts, curated: Artifacts
 ) -> Artifacts:
     """What each model sees in some images of the benchmark and (once) of the corpus, for the report."""
-    labelled = labelled_images(do, run)
-    first = corpus if run is c.evaluate.benchmarks[0] else None
+    labelled, scales = labelled_images(do, run), calibration(do, c, run, encoder, curated)
+    first = curated["corpus"] if run is c.evaluate.benchmarks[0] else None
     shown: Artifacts = {}
     for model, weights in models.items():
         config = EvaluateConfig.of(model, run.benchmark, c.groups.grouping, c.regions.size)
         label, seen = f"preview {model} on {run.benchmark.name}", PreviewConfig(config, c.report.examples)
         shown[label] = do(
-            PREVIEW, seen, label, model=weights, encoder=encoder, labelled=labelled, corpus=first
+            PREVIEW, seen, label, model=weights, encoder=encoder, labelled=labelled, corpus=first, **scales
         )
     return shown
 

@@ -107,8 +107,7 @@ def _label_maps(config: GroupingConfig, features: Backbone, chunk: Chunk) -> lis
     image_NCHW = squashed(chunk, config.size)
     labels_Nhw = group(features(image_NCHW), seeds, config)
     labels_NHW = upsample(labels_Nhw, image_NCHW, config.size, config.size, config.upsample)
-    labels_NHW = labels_NHW.numpy().astype(np.uint8)
-    pngs = map(encode_label_png, labels_NHW)
+    pngs = map(encode_label_png, labels_NHW.numpy().astype(np.uint8))
     return [Sample(sample.key, {"png": png}) for (_, sample), png in zip(chunk, pngs, strict=True)]
 
 

@@ -1,6 +1,6 @@
 """Naming regions: training by the one-way noun-to-region loss, and segmenting with it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,9 @@ from training.groups import normalised
 from training.losses import Pooling, noun_to_region
 from training.regions import PARTS, RegionEncoder, Regions, parse_parts, trainable
 from training.step import Features
+
+LEAST = -100.0  # below every score: windows are averaged, and minus infinity would spread
+Scale = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,8 @@ class RegionSegmenter:
         background_vectors: NDArray[np.float32] | None,
         size: int,
         top_k: int = 0,
+        scale: Scale | None = None,
+        background_scale: Scale | None = None,
     ) -> None:
         """Makes a segmenter.
 
@@ -221,10 +226,13 @@ class RegionSegmenter:
             background_vectors: unit vectors [B, D] of the background's names.
             size: pixels a window is named at, whatever its aspect.
             top_k: classes an image may show; 0 for all.
+            scale: what cosines [..., C] of regions to classes are taken for; for themselves if None.
+            background_scale: the same, for the background's names.
         """
         assert features is not None or tower.pools, "a transformer does not pool maps: give features"
         self.tower, self.encoder, self.size, self.top_k = tower.eval(), encoder, size, top_k
         self.grouping, self.features = grouping, features
+        self.scale, self.background_scale = scale, background_scale
         self.class_vectors = [torch.from_numpy(v).to(encoder.device) for v in class_vectors]
         background = None if background_vectors is None else torch.from_numpy(background_vectors)
         self.background_BD = background.to(encoder.device) if background is not None else None
@@ -260,20 +268,24 @@ class RegionSegmenter:
     def _scores(self, found: Regions) -> Tensor:
         """Scores [N, K, labels] of the regions."""
         region_NKD = functional.normalize(found.region_NKD, dim=-1)
-        cosine_NKC = self._class_cosines(region_NKD)
+        score_NKC = self.class_cosines(region_NKD)
+        if self.scale:
+            score_NKC = self.scale(score_NKC)
         if self.top_k:
-            cosine_NKC = self._restrict(cosine_NKC, functional.normalize(found.pooled_ND, dim=-1))
+            score_NKC = self._restrict(score_NKC, functional.normalize(found.pooled_ND, dim=-1))
         if self.background_BD is None:
-            return cosine_NKC
-        background_NK1 = (region_NKD @ self.background_BD.T).amax(-1, keepdim=True)
-        return torch.cat([background_NK1, cosine_NKC], -1)
+            return score_NKC
+        background_NKB = region_NKD @ self.background_BD.T
+        if self.background_scale:
+            background_NKB = self.background_scale(background_NKB)
+        return torch.cat([background_NKB.amax(-1, keepdim=True), score_NKC], -1)
 
-    def _class_cosines(self, vectors_XD: Tensor) -> Tensor:
+    def class_cosines(self, vectors_XD: Tensor) -> Tensor:
         """Cosine [..., C] of each vector to each class: the best over the class' names."""
         return torch.stack([(vectors_XD @ names_SD.T).amax(-1) for names_SD in self.class_vectors], -1)
 
-    def _restrict(self, cosine_NKC: Tensor, pooled_ND: Tensor) -> Tensor:
-        image_NC = self._class_cosines(pooled_ND)
+    def _restrict(self, score_NKC: Tensor, pooled_ND: Tensor) -> Tensor:
+        image_NC = self.class_cosines(pooled_ND)
         allowed = image_NC.topk(min(self.top_k, image_NC.shape[1]), dim=1).indices
         forbidden_NC = torch.ones_like(image_NC, dtype=torch.bool).scatter(1, allowed, value=False)
-        return cosine_NKC.masked_fill(forbidden_NC[:, None], -1.0)
+        return score_NKC.masked_fill(forbidden_NC[:, None], LEAST)
