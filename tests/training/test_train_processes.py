@@ -77,14 +77,14 @@ def assert_same(found: Artifact, expected: Artifact) -> None:
         torch.testing.assert_close(others[name], weights[name], atol=2 * STEPS * 1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("shard", [False, True])
-def test_two_processes_stopped_and_resumed_make_the_artifact_of_one(
-    shard: bool, curated: Any, alone: Artifact, tmp_path: Path
+@pytest.mark.parametrize(("shard", "processes"), [(False, 2), (True, 2), (True, 1)])
+def test_two_processes_stopped_and_resumed_by_any_number_make_the_artifact_of_one(
+    shard: bool, processes: int, curated: Any, alone: Artifact, tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         trained(curated, tmp_path, 2, Bars(5), shard=shard)
     resumed = Bars(-1)
-    assert_same(trained(curated, tmp_path, 2, resumed, shard=shard), alone)
+    assert_same(trained(curated, tmp_path, processes, resumed, shard=shard), alone)
     assert resumed.at[0] in (2, 4)
     assert sum(resumed.at) == STEPS
 
