@@ -34,7 +34,7 @@ CROP = 224  # pixels
 
 
 def measure(
-    *, images: int = 1024, side: int = 256, batch: int = 64, epochs: int = 2, rounds: int = 5
+    *, images: int = 768, side: int = 512, batch: int = 64, epochs: int = 2, rounds: int = 5
 ) -> dict[str, Any]:
     """Rates of both sides in images per second, and their ratio."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -58,13 +58,13 @@ def measure(
         "ratio": ratio,
         "limit": limit,
         "limit_share": ratio,
-        "note": f"{images} images of {side} px to crops of {CROP}, batches of "
+        "note": f"{images} images of {side} px in 3 shards to crops of {CROP}, batches of "
         f"{batch}, {epochs} epochs, {loader.threads} threads; limit: decoding and cropping bytes in memory",
     }
 
 
 def _loader(scratch: Path, images: int, side: int, batch: int, epochs: int) -> Loader:
-    scenes = Scenes(count=images, shard_size=images // 8, scene=SceneConfig(size=side))
+    scenes = Scenes(count=images, shard_size=images // 3, scene=SceneConfig(size=side))
     config, store = CorpusConfig((Source("bench", "scenes", scenes=scenes),)), Store(str(scratch / "store"))
     corpus = materialize(CORPUS, config, {}, store, Runtime())
     archive = materialize(Stage("archive", 0, _archives), None, {"corpus": corpus}, store, Runtime())
@@ -75,7 +75,7 @@ def _loader(scratch: Path, images: int, side: int, batch: int, epochs: int) -> L
         draws=DrawConfig(),
         shards=tuple(corpus.shards),
         batch_size=batch,
-        open_shards=2,
+        open_shards=1,
         epochs=epochs,
         seed=0,
         view=RandomCrops(CROP, seed=0),

@@ -9,6 +9,7 @@ batches of any number of processes are parts of the same ones.
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ from storage.errors import ConfigError, InputError
 from storage.reader import IMAGE_EXTENSIONS, CorpusReader, image_bytes
 from storage.threads import ahead, in_order
 from training.data import Batch
-from training.nouns import DrawConfig, NounLists, NounSource, concatenate, draw_nouns
+from training.nouns import DrawConfig, NounLists, NounSource, concatenate, draw_nouns, union
 from training.order import Pool, Reference, batches_per_epoch, epoch_pools, rank_part, resume_at
 
 READY = 2  # batches that wait for their step
@@ -68,6 +69,30 @@ class Encoded:
     batch: Batch
     images: list[bytes]
     beside: list[Any]
+
+
+@dataclass(frozen=True)
+class PoolNouns:
+    """The nouns of all shards of a pool, one after another."""
+
+    first: dict[str, int]  # row of each shard's first sample
+    drawn: NounLists
+    fixed: NounLists
+
+    @staticmethod
+    def of(memory: Mapping[str, ShardSamples]) -> "PoolNouns":
+        """Those of the shards in memory."""
+        starts = accumulate((len(samples) for samples in memory.values()), initial=0)
+        return PoolNouns(
+            dict(zip(memory, starts, strict=False)),
+            concatenate([samples.drawn for samples in memory.values()]),
+            concatenate([samples.fixed for samples in memory.values()]),
+        )
+
+    def rows(self, references: Sequence[Reference]) -> tuple[NounLists, NounLists]:
+        """Drawn and fixed nouns of some samples."""
+        rows = np.array([self.first[shard] + row for shard, row in references], np.int64)
+        return self.drawn.rows(rows), self.fixed.rows(rows)
 
 
 @dataclass(frozen=True)
@@ -126,8 +151,9 @@ class Loader:
 
     def _encoded(self, step: int) -> Iterator[Encoded]:
         for epoch, pool, memory in ahead(self._pools(step), 1):
+            nouns = PoolNouns.of(memory)
             for references in pool.batches:
-                yield self._batch(epoch, rank_part(references, self.rank, self.world), memory)
+                yield self._batch(epoch, rank_part(references, self.rank, self.world), memory, nouns)
 
     def _pools(self, step: int) -> Iterator[tuple[int, Pool, dict[str, ShardSamples]]]:
         """The pools from a step on, each with what is in its shards."""
@@ -165,23 +191,24 @@ class Loader:
         return [found[sample_id] for sample_id in ids]
 
     def _batch(
-        self, epoch: int, references: Sequence[Reference], memory: Mapping[str, ShardSamples]
+        self,
+        epoch: int,
+        references: Sequence[Reference],
+        memory: Mapping[str, ShardSamples],
+        nouns: "PoolNouns",
     ) -> Encoded:
         rows = [(memory[shard], row) for shard, row in references]
         ids = [samples.sample_ids[row] for samples, row in rows]
-        drawn = concatenate([samples.drawn.rows([row]) for samples, row in rows])
-        fixed = concatenate([samples.fixed.rows([row]) for samples, row in rows])
-        fixed_lists = np.split(fixed.concept, fixed.offsets[1:-1])
-        drawn_lists = np.split(drawn.concept, drawn.offsets[1:-1])
+        drawn, fixed = nouns.rows(references)
         side = self.view.size if self.view else 0
         batch = Batch(
             epoch=epoch,
             sample_ids=ids,
             captions=[samples.captions[row] for samples, row in rows],
             drawn_NM=draw_nouns(drawn, ids, self.draws, seed=self.seed, epoch=epoch),
-            fixed=fixed_lists,
-            named=[np.union1d(a, b) for a, b in zip(drawn_lists, fixed_lists, strict=True)],
-            pixels_NHWC=np.zeros((len(ids), side, side, 3), np.uint8),
+            fixed=fixed.lists,
+            named=union(drawn, fixed),
+            pixels_NHWC=np.empty((len(ids), side, side, 3), np.uint8),
             regions=[None] * len(ids),
         )
         return Encoded(

@@ -34,12 +34,18 @@ class NounLists:
         none = np.zeros(0, np.int64)
         return NounLists(np.zeros(rows + 1, np.int64), none, none.astype(np.float32), none)
 
-    def rows(self, rows: Sequence[int]) -> "NounLists":
+    def rows(self, rows: Sequence[int] | NDArray[np.int64]) -> "NounLists":
         """The candidates of some rows, in the order given."""
-        pieces = [np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows]
-        take = np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
-        offsets = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int64)
+        starts_N = self.offsets[np.asarray(rows, np.int64)]
+        lengths_N = self.offsets[np.asarray(rows, np.int64) + 1] - starts_N
+        offsets = np.concatenate([[0], np.cumsum(lengths_N)]).astype(np.int64)
+        take = np.arange(offsets[-1]) + np.repeat(starts_N - offsets[:-1], lengths_N)
         return NounLists(offsets, self.concept[take], self.score[take], self.cluster[take])
+
+    @property
+    def lists(self) -> list[NDArray[np.int64]]:
+        """The concepts of each row."""
+        return np.split(self.concept, self.offsets[1:-1])
 
 
 def concatenate(pieces: Sequence[NounLists]) -> NounLists:
@@ -51,6 +57,16 @@ def concatenate(pieces: Sequence[NounLists]) -> NounLists:
         score=np.concatenate([piece.score for piece in pieces]),
         cluster=np.concatenate([piece.cluster for piece in pieces]),
     )
+
+
+def union(one: NounLists, other: NounLists) -> list[NDArray[np.int64]]:
+    """The concepts that each row has in either, ascending, each once."""
+    rows = len(one.offsets) - 1
+    owner_P = np.concatenate([np.repeat(np.arange(rows), np.diff(lists.offsets)) for lists in (one, other)])
+    concept_P = np.concatenate([one.concept, other.concept])
+    width = int(concept_P.max(initial=0)) + 1
+    found_U = np.unique(owner_P * width + concept_P)
+    return np.split(found_U % width, np.searchsorted(found_U, np.arange(1, rows) * width))
 
 
 @dataclass(frozen=True)

@@ -243,10 +243,10 @@ class RegionSegmenter:
         pixels_NCHW = normalised(self._resized(window_NCHW), self.encoder)
         if self.features is None:
             maps_NChw = self.tower.dense(pixels_NCHW)
-            regions_NKHW = self._regions(unit_maps(maps_NChw, self.grouping.position_weight))
+            regions_NKHW = self.regions(unit_maps(maps_NChw, self.grouping.position_weight))
             found = self.tower.pool(maps_NChw, regions_NKHW)
         else:
-            regions_NKHW = self._regions(self.features(window_NCHW))
+            regions_NKHW = self.regions(self.features(window_NCHW))
             found = self.tower(pixels_NCHW, regions_NKHW)
         scores_NKC = self._scores(found)
         return torch.einsum("nkhw,nkc->nchw", regions_NKHW.to(scores_NKC), scores_NKC)
@@ -259,7 +259,7 @@ class RegionSegmenter:
             window_NCHW, square, mode="bilinear", align_corners=False, antialias=True
         )
 
-    def _regions(self, features_NChw: Tensor) -> Tensor:
+    def regions(self, features_NChw: Tensor) -> Tensor:
         """Masks [N, K, h, w]. Every window has the same seed, so none depends on its batch."""
         seeds = [self.grouping.seed] * len(features_NChw)
         labels_Nhw = group(features_NChw, seeds, self.grouping)

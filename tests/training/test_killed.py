@@ -41,7 +41,7 @@ def progress(title, total):
     taken = []
     def advance(steps=1, note=""):
         taken.extend([None] * steps)
-        if len(taken) % 100 == 0:
+        if steps and len(taken) % 100 == 0:
             print(resident_bytes(), flush=True)
     yield SimpleNamespace(advance=advance)
 

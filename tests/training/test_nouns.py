@@ -14,7 +14,7 @@ from storage.artifact import Artifact
 from storage.runtime import Runtime
 from storage.schemas import table_of
 from storage.stage import Job, Output, materialize
-from training.nouns import DrawConfig, Kind, NounLists, NounSource, concatenate, draw_nouns
+from training.nouns import DrawConfig, Kind, NounLists, NounSource, concatenate, draw_nouns, union
 
 SIDECARS: dict[Kind, str] = {"caption": "mentions", "archive": "archive", "truth": "corpus"}
 TABLES = {"caption": ("mentions", MENTIONS), "archive": ("archives", ARCHIVE)}
@@ -152,3 +152,29 @@ def test_archive_concepts_too_far_from_their_image_are_left_out(curated: Any) ->
 def test_impossible_draws_are_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="pick 'draw' or 'best'"):
         DrawConfig(**setting)
+
+
+def random_lists(rows: int, seed: int) -> NounLists:
+    rng = np.random.default_rng(seed)
+    own = [rng.choice(9, rng.integers(0, 5), replace=False) for _ in range(rows)]
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in own])]).astype(np.int64)
+    concept = np.concatenate([np.zeros(0, np.int64), *own]).astype(np.int64)
+    return NounLists(offsets, concept, rng.random(len(concept), np.float32), concept // 2)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 30])
+def test_union_of_lists_is_that_of_each_row(rows: int) -> None:
+    for seed in range(20):
+        one, other = random_lists(rows, seed), random_lists(rows, seed + 100)
+        expected = [np.union1d(a, b).tolist() for a, b in zip(lists(one), lists(other), strict=True)]
+        assert [row.tolist() for row in union(one, other)] == expected
+    nothing = NounLists.empty(rows)
+    assert [row.tolist() for row in union(nothing, nothing)] == [[]] * rows
+
+
+def test_rows_may_be_taken_in_any_order_and_twice() -> None:
+    whole = random_lists(6, seed=1)
+    taken = whole.rows([5, 0, 5, 3])
+    assert lists(taken) == [lists(whole)[row] for row in (5, 0, 5, 3)]
+    assert [row.tolist() for row in taken.lists] == lists(taken)
+    assert lists(whole.rows(np.zeros(0, np.int64))) == [[]]
