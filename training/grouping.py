@@ -23,6 +23,7 @@ Method = Literal["kmeans", "agglomerative", "spectral"]
 Upsampling = Literal["linear", "guided"]
 TIMM = "timm:"
 IGNORE = 255
+MOST_SPECTRAL = 10_000  # cells: their graph has as many weights squared, 0.4 GB in float32
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class GroupingConfig:
     seed: int = 0
     iterations: int = 30  # of k-means, at most
     starts: int = 3  # of k-means; the best is kept
-    upsample: Upsampling = "linear"  # to pixels: masks interpolated, or "guided" by the colours of the image
+    upsample: Upsampling = "guided"  # to pixels: masks follow the image's colours, or "linear": interpolated
 
     def __post_init__(self) -> None:
         if self.backbone not in ("lab", "clip") and not self.backbone.startswith(TIMM):
@@ -93,8 +94,18 @@ def _agglomerative(points_PD: Tensor, shape: tuple[int, int], clusters: int) -> 
 
 
 def _spectral(points_PD: Tensor, clusters: int, seed: int) -> Tensor:
-    """Normalised cut of the full graph whose weights fall off with the median squared distance."""
+    """Normalised cut of the full graph whose weights fall off with the median squared distance.
+
+    Raises:
+        ValueError: for more points than such a graph can have.
+    """
     from sklearn.cluster import SpectralClustering  # noqa: PLC0415  (slow to import, seldom used)
+
+    if len(points_PD) > MOST_SPECTRAL:
+        raise ValueError(
+            f"the graph of {len(points_PD)} cells is too large: spectral grouping takes {MOST_SPECTRAL} at "
+            "most; give a smaller size, or use kmeans"
+        )
 
     squares_PP = torch.cdist(points_PD, points_PD).square()
     affinity_PP = torch.exp(-squares_PP / squares_PP.median().clamp_min(1e-12)).cpu().numpy()

@@ -84,13 +84,16 @@ def merge(module: nn.Module) -> None:
 
 
 def plain_state(module: nn.Module) -> dict[str, Tensor]:
-    """A state dict with the adapters merged, for networks without adapters; this one stays as it is."""
+    """A state dict with the adapters merged, for networks without adapters; this one stays as it is.
+
+    Tensors are contiguous, as files hold them.
+    """
     state: dict[str, Tensor] = {}
     for key, value in module.state_dict().items():
         owner, found, rest = key.partition("parametrizations.")
         if not found:
-            state[key] = value
+            state[key] = value.contiguous()
         elif rest.endswith(".original"):
             name = rest.removesuffix(".original")
-            state[owner + name] = getattr(module.get_submodule(owner.rstrip(".")), name).detach()
+            state[owner + name] = getattr(module.get_submodule(owner.rstrip(".")), name).detach().contiguous()
     return state

@@ -6,9 +6,9 @@ from torch.nn import functional
 
 from training.grouping import Upsampling, masks, upsample_scores
 
-GRID = 112  # cells a side on which a colour's meaning is found: 4 px each at 448
-REACH = 8  # cells to each side of a window's centre
-RIDGE = 1e-3  # in squared units of colour: edges of less variance are blurred
+GRID = 56  # cells a side on which a colour's meaning is found: 8 px each at 448
+REACH = 10  # cells to each side of a window's centre
+RIDGE = 1e-4  # in squared units of colour: edges of less variance are blurred
 
 
 def upsample(labels_Nhw: Tensor, image_NCHW: Tensor, height: int, width: int, way: Upsampling) -> Tensor:
@@ -24,6 +24,8 @@ def upsample(labels_Nhw: Tensor, image_NCHW: Tensor, height: int, width: int, wa
     Returns:
         int64 labels [N, height, width].
     """
+    if tuple(labels_Nhw.shape[1:]) == (height, width):
+        return labels_Nhw
     scores_NKhw = masks(labels_Nhw, int(labels_Nhw.max()) + 1).float()
     if way == "linear":
         return upsample_scores(scores_NKhw, height, width)

@@ -29,6 +29,7 @@ from training.grouping import (
     upsample_labels,
     upsample_scores,
 )
+from training.groups import spread
 from training.kmeans import kmeans, together
 from training.upsampling import upsample
 
@@ -196,6 +197,15 @@ def test_merging_leaves_distant_large_components_of_one_label_together() -> None
     assert merge_small(labels, features, 0.1).tolist() == [[0, 0, 1, 0, 0]] * 3
 
 
+def test_spread_counts_regions_and_how_many_equal_ones_they_amount_to() -> None:
+    halves, uneven = np.repeat([[0, 1]], 4, 0).astype(np.uint8), np.array([[0, 0, 0, 2]], np.uint8)
+    assert spread([halves]) == {"regions": 2, "equal_regions": pytest.approx(2.0)}
+    assert spread([halves, uneven]) == {
+        "regions": 4,
+        "equal_regions": pytest.approx(2 + 1 / (9 / 16 + 1 / 16)),
+    }
+
+
 def test_upsampled_labels_of_a_vertical_border_keep_it_in_place() -> None:
     labels = torch.tensor([[[0, 0, 1, 1], [0, 0, 1, 1]]])
     expected = torch.arange(2).repeat_interleave(10).expand(1, 9, 20)
@@ -223,10 +233,10 @@ def test_guided_upsampling_moves_a_coarse_border_to_the_edge_of_the_image() -> N
     assert wrong["guided"] < wrong["linear"] / 4
 
 
-def test_guided_upsampling_over_one_colour_is_the_linear_one_but_for_the_corners() -> None:
-    labels, image = torch.randint(2, (1, 4, 4), generator=stream()), torch.full((1, 3, 64, 64), 0.5)
+def test_guided_upsampling_over_one_colour_leaves_straight_borders_in_place() -> None:
+    labels, image = (torch.arange(4) >= 2).long().expand(1, 4, 4), torch.full((1, 3, 64, 64), 0.5)
     linear, guided = (upsample(labels, image, 64, 64, way) for way in ("linear", "guided"))
-    assert (linear == guided).float().mean() > 0.9
+    assert torch.equal(linear, guided)
 
 
 def test_guided_upsampling_of_images_alone_or_together_is_the_same() -> None:
@@ -236,6 +246,17 @@ def test_guided_upsampling_of_images_alone_or_together_is_the_same() -> None:
     alone = [upsample(labels[n : n + 1], images[n : n + 1], 40, 30, "guided")[0] for n in range(3)]
     assert whole.shape == (3, 40, 30)
     assert torch.equal(whole, torch.stack(alone))
+
+
+def test_guided_upsampling_to_the_size_there_is_leaves_the_labels() -> None:
+    labels = torch.randint(6, (2, 9, 7), generator=stream())
+    assert torch.equal(upsample(labels, torch.rand(2, 3, 9, 7), 9, 7, "guided"), labels)
+
+
+def test_spectral_grouping_of_too_many_cells_is_refused() -> None:
+    config = dataclasses.replace(CONFIG, method="spectral")
+    with pytest.raises(ValueError, match="10000 at most"):
+        group(torch.zeros(1, 1, 101, 100), [0], config)
 
 
 def test_coverage_is_the_part_of_each_cell_and_keeps_the_area() -> None:
