@@ -4,34 +4,46 @@ A layer's weights are brought together for its forward and its backward pass onl
 from a layer (norms, embeddings, projections) stays whole on every process.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.utils.parametrize import is_parametrized
 
 from storage.errors import ConfigError
 
 Tensors = dict[str, Tensor]
+ENTRIES = ("to_itself", "to_earlier")  # by which GroupViT's attention is called, besides `forward`
 
 
 def shard(towers: Mapping[str, nn.Module]) -> None:
     """Lays the layers of the towers' blocks in parts on the processes of the training, which have met.
 
     Raises:
-        ConfigError: for towers without a list of blocks.
+        ConfigError: for towers without a list of blocks, or with low-rank adapters.
     """
+    if any(is_parametrized(part) for tower in towers.values() for part in tower.modules()):
+        raise ConfigError(
+            "loop.shard: low-rank adapters have few gradients and moments; train them unsharded"
+        )
     layers = [layer for tower in towers.values() for layer in _layers(tower)]
     if not layers:
         raise ConfigError(
             f"loop.shard: no list of transformer blocks in {', '.join(towers)}; such a tower trains unsharded"
         )
     mesh = init_device_mesh(next(layers[0].parameters()).device.type, (dist.get_world_size(),))
+    # A warning of changing a layer's output in place, which no tower does.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     for layer in layers:
         fully_shard(layer, mesh=mesh)
+        for entry in ENTRIES:
+            if hasattr(layer, entry):
+                register_fsdp_forward_method(layer, entry)
 
 
 def _layers(tower: nn.Module) -> Iterator[nn.Module]:
@@ -57,7 +69,8 @@ def spread(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Tensors
 def _spread(tensor: Tensor, like: Tensor | None) -> Tensor:
     if not isinstance(like, DTensor) or tensor.shape != like.shape:
         return tensor
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+    here = tensor.to(like.device)  # every process has all of it, so none need send
+    return distribute_tensor(here, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def clip(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:

@@ -27,6 +27,7 @@ from training.low_rank import plain_state
 from training.nouns import DrawConfig, Kind, NounSource
 from training.recognition import RecognitionConfig, RecognitionObjective, interpolated
 from training.segmentation import GroupViTObjective
+from training.sharding import spread, whole
 from training.state import Tensors
 from training.tracking import TensorBoard, Tracker, WeightsAndBiases
 from training.views import RandomCrops, RegionMaps, RegionVectors, Squares
@@ -178,8 +179,8 @@ def _finisher(model: nn.Module, share: float) -> Callable[[Tensors], Tensors]:
     before = {name: tensor.clone() for name, tensor in plain_state(model).items()}
 
     def finish(weights: Tensors) -> Tensors:
-        model.load_state_dict(weights)
-        return interpolated(before, plain_state(model), share)
+        model.load_state_dict(spread(weights, model.state_dict()))
+        return interpolated(before, whole(plain_state(model)), share)
 
     return finish
 
@@ -204,12 +205,12 @@ def _fit(
         _trackers(job) if peers.is_first else [],
         peers,
     )
-    weights = state.weights()
+    weights = finish(state.weights())  # of a sharded model every process has a part in this
     if not peers.is_first:
         return
     seen, curve = sum(samples.sizes.values()), state.curve
     output = Output(tables=_tables(curve, samples.steps_per_epoch), seen=seen, kept=seen)
-    output.files[MODEL] = (save_tensors(finish(weights)), 0)
+    output.files[MODEL] = (save_tensors(weights), 0)
     output.facts["skipped_steps"] = sum(curve.skipped)
     waited = math.fsum(curve.waited)
     output.timings = {"data": round(waited, 3), "step": round(math.fsum(curve.seconds) - waited, 3)}
