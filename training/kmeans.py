@@ -13,6 +13,7 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
+SETTLED = 1000  # points of which one may move in the last step: the tail of Lloyd's algorithm is long
 SAMPLE = 512  # points: those of an image resemble each other, so starts need not see all to be compared
 
 
@@ -27,7 +28,8 @@ def kmeans(
         points_NDP: float32, on any device; a point is a column, as in a feature map.
         clusters: at most this many; fewer when there are fewer distinct points.
         seeds_N: of each image's random stream, which is drawn on the CPU: all devices draw the same.
-        iterations: at most; they end when no label changes. Counted anew off the sample.
+        iterations: at most, and counted anew off the sample; they end when no label changes, or no more than
+            one of every `SETTLED`.
         starts: run side by side, on a sample of `SAMPLE` points where there are more.
 
     Returns:
@@ -118,7 +120,8 @@ def _lloyd(
     for _ in range(iterations):
         centres_NSKD = torch.where(sizes_NSK1 > 0, sums_NSKD / sizes_NSK1.clamp_min(1), centres_NSKD)
         costs_NSKP = _costs(points_NDP, centres_NSKD)
-        if not reassign(points_NDP, costs_NSKP, labels_NSP, sums_NSKD, sizes_NSK1):
+        moved = reassign(points_NDP, costs_NSKP, labels_NSP, sums_NSKD, sizes_NSK1)
+        if moved <= len(labels_NSP) * (labels_NSP.shape[2] // SETTLED):
             break
     return centres_NSKD, costs_NSKP
 
@@ -132,10 +135,10 @@ def _costs(points_NDP: Tensor, centres_NSKD: Tensor) -> Tensor:
 
 def _reassign(
     points_NDP: Tensor, costs_NSKP: Tensor, labels_NSP: Tensor, sums_NSKD: Tensor, sizes_NSK1: Tensor
-) -> bool:
-    """Puts points to their nearest centres; labels, sums and sizes in place. Whether any point moved."""
+) -> int:
+    """Puts points to their nearest centres; labels, sums and sizes in place. How many points moved."""
     nearest_NSP = costs_NSKP.argmin(2)
-    moved = not torch.equal(nearest_NSP, labels_NSP)
+    moved = int((nearest_NSP != labels_NSP).sum())
     labels_NSP.copy_(nearest_NSP)
     members_NSKP = torch.zeros_like(costs_NSKP).scatter_(2, nearest_NSP[:, :, None], 1.0)
     sums_NSKD.copy_((members_NSKP.flatten(1, 2) @ points_NDP.mT).view_as(sums_NSKD))
@@ -145,10 +148,10 @@ def _reassign(
 
 def _reassign_compiled(
     points_NDP: Tensor, costs_NSKP: Tensor, labels_NSP: Tensor, sums_NSKD: Tensor, sizes_NSK1: Tensor
-) -> bool:
+) -> int:
     """The same of one image on a CPU."""
     arrays = (array[0].numpy() for array in (points_NDP, costs_NSKP, labels_NSP, sums_NSKD, sizes_NSK1))
-    return bool(_move(*arrays))
+    return int(_move(*arrays))
 
 
 @njit(nogil=True, cache=True)
@@ -158,9 +161,13 @@ def _move(
     labels_SP: NDArray[np.int64],
     sums_SKD: NDArray[np.float32],
     sizes_SK1: NDArray[np.float32],
-) -> bool:
-    """Of each start, takes points that move from the sum of their old cluster to that of their new one."""
-    any_moved = False
+) -> int:
+    """Of each start, takes points that move from the sum of their old cluster to that of their new one.
+
+    Returns:
+        How many points moved.
+    """
+    moved = 0
     for start in range(len(costs_SKP)):
         nearest_P, sums_KD = _nearest(costs_SKP[start]), sums_SKD[start]
         moved_M = np.flatnonzero(nearest_P != labels_SP[start])
@@ -174,8 +181,8 @@ def _move(
             labels_SP[start, moved_M[m]] = new_M[m]
             sizes_SK1[start, new_M[m], 0] += 1
             sizes_SK1[start, old_M[m], 0] -= 1
-        any_moved = any_moved or len(moved_M) > 0
-    return any_moved
+        moved += len(moved_M)
+    return moved
 
 
 @njit(nogil=True, cache=True)
