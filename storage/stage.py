@@ -194,6 +194,7 @@ def materialize(
     """
     artifact = stage.artifact(store, config, inputs)
     if artifact.committed:
+        artifact.folder.remove(PROGRESS)  # which a run that was killed right after its manifest has left
         return artifact
     started = time.perf_counter()
     forget_peak()
