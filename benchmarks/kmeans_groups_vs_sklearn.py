@@ -1,7 +1,8 @@
 """Regions of feature maps by our k-means, against scikit-learn's KMeans image by image.
 
-Same maps, clusters, starts, limit of iterations and threads. Ours gives each thread images of its own, as the
-stage does; scikit-learn shares each image among the threads. The sides take turns.
+Same maps, clusters, starts, limit of iterations and threads. On both sides each thread has images of its own:
+scikit-learn's own threads wait for each other in every iteration, the longer the busier the machine is. The
+sides take turns.
 Run: ``python -m benchmarks.kmeans_groups_vs_sklearn``.
 """
 
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn import functional
 
@@ -81,13 +83,15 @@ def _ours(config: GroupingConfig, maps: list[Tensor]) -> list[float]:
 
 def _peer(config: GroupingConfig, rows: list[Any]) -> list[tuple[float, int]]:
     """Inertias, and iterations of the best starts."""
-    found = [
-        KMeans(config.regions, n_init=config.starts, max_iter=config.iterations, random_state=seed).fit(
-            row_PD
-        )
-        for seed, row_PD in enumerate(rows)
-    ]
-    return [(float(one.inertia_), int(one.n_iter_)) for one in found]
+
+    def one(numbered: tuple[int, Any]) -> tuple[float, int]:
+        seed, row_PD = numbered
+        method = KMeans(config.regions, n_init=config.starts, max_iter=config.iterations, random_state=seed)
+        found = method.fit(row_PD)
+        return float(found.inertia_), int(found.n_iter_)
+
+    with threadpool_limits(1):
+        return list(each_alone(one, enumerate(rows)))
 
 
 if __name__ == "__main__":
