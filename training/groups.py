@@ -191,5 +191,5 @@ def normalised(image_NCHW: Tensor, encoder: EncoderLike) -> Tensor:
     return (pixels_NCHW - mean) / std
 
 
-GROUPS = Stage("groups", 2, group_images, by_shard=("corpus",))
+GROUPS = Stage("groups", 3, group_images, by_shard=("corpus",))
 REGIONS = Stage("regions", 1, encode_regions, by_shard=("corpus", "groups"))
