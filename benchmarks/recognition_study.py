@@ -9,13 +9,14 @@ COCO-Object or on captions; VOC is reported, never chosen by.
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
@@ -25,21 +26,23 @@ from evaluation.calibration import CalibrationConfig
 from evaluation.evaluate import BenchmarkConfig, EvaluateConfig, open_benchmark, protocol_of
 from evaluation.measure import measure
 from evaluation.metrics import Counts, summary
-from evaluation.predict import predict
+from evaluation.predict import PictureScores, score_picture
+from evaluation.protocols import Protocol
 from evaluation.segmenters import build_segmenter
 from flows.config import Config, load_config
 from flows.plan import Plan
 from flows.run import declared, make_runtime
 from storage.artifact import Artifact
 from storage.stage import materialize
-from training.recognition import RegionSegmenter
+from training.features import unit_maps
+from training.naming import RegionScores, RegionSegmenter
 from training.train import TRAIN, GroupingTraining
 
 SEEDS = 3
 KEYS = ("miou_present", "miou", "pixel_accuracy")
 PLAIN, RATE = {"keep": 0.0, "alike": 1.0}, 3e-4  # the loss as it was published
-NOT_CALIBRATED = CalibrationConfig()
-BY_CAPTIONS = CalibrationConfig("captions", background=1.0)
+BY_REGIONS = {"image_weight": 0.0, "background_bias": 0.0}  # regions alone: the picture only has its top k
+LOG_ODDS = {"image_weight": 0.0, "background_bias": 1.0}  # calibrated scores are no cosines
 
 
 @dataclass(frozen=True)
@@ -48,26 +51,32 @@ class Variant:
 
     name: str
     training: GroupingTraining | None
-    calibration: CalibrationConfig = NOT_CALIBRATED
+    naming: Mapping[str, Any] = field(default_factory=dict)  # where it differs from the config's
 
 
 def variants(base: GroupingTraining) -> Iterator[Variant]:
     """The rows."""
-    sources = base.sources
-    standard = CalibrationConfig("standard", sources)
-    captions = replace(BY_CAPTIONS, sources=sources)
-    yield Variant("untrained", None)
-    yield Variant("untrained, standardised", None, standard)
-    yield Variant("untrained, calibrated by captions", None, captions)
-    for kind, training in (("plain", _with(base, PLAIN, RATE)), ("as configured", base)):
-        yield Variant(f"{kind}: caption", replace(training, nouns="caption"))
-        yield Variant(f"{kind}: archive", replace(training, nouns="archive", with_caption=False))
-        yield Variant(f"{kind}: both", replace(training, nouns="archive"))
-    caption, both = replace(base, nouns="caption"), replace(base, nouns="archive")
-    yield Variant("caption, contrast both ways", _with(caption, {"both_ways": True}))
-    yield Variant("caption, standardised", caption, standard)
-    yield Variant("caption, calibrated by captions", caption, captions)
-    yield Variant("both, calibrated by captions", both, captions)
+    for name, training in trainings(base):
+        yield Variant(f"{name}, by regions alone", training, BY_REGIONS)
+        yield Variant(name, training)
+    standard = CalibrationConfig("standard", base.sources)
+    captions = CalibrationConfig("captions", base.sources)
+    for name, training in (("untrained", None), ("caption", replace(base, nouns="caption"))):
+        yield Variant(f"{name}, standardised", training, {"calibration": standard, **BY_REGIONS})
+        yield Variant(f"{name}, calibrated by captions", training, {"calibration": captions, **LOG_ODDS})
+
+
+def trainings(base: GroupingTraining) -> Iterator[tuple[str, GroupingTraining | None]]:
+    """Nouns, and the settings of the loss."""
+    yield "untrained", None
+    for kind, training in (("plain: ", _with(base, PLAIN, RATE)), ("", base)):
+        yield f"{kind}caption", replace(training, nouns="caption")
+        yield f"{kind}archive", replace(training, nouns="archive", with_caption=False)
+        yield f"{kind}both", replace(training, nouns="archive")
+    caption = replace(base, nouns="caption")
+    yield "caption, contrast both ways", _with(caption, {"both_ways": True})
+    yield "caption, and whole captions", _with(caption, {"caption_weight": 1.0})
+    yield "caption, all regions by softmax", _with(caption, {"pooling": "softmax"})
 
 
 def _with(training: GroupingTraining, recognition: Mapping[str, Any], rate: float = 0.0) -> GroupingTraining:
@@ -78,31 +87,31 @@ def _with(training: GroupingTraining, recognition: Mapping[str, Any], rate: floa
 
 
 class SharedPass:
-    """Lets segmenters of one frozen tower see an image's maps and regions that the first has computed."""
+    """Segmenters of one frozen tower look at a picture: its maps and regions are made once for all."""
 
-    def __init__(self, first: RegionSegmenter) -> None:
-        self.dense, self.group = first.tower.dense, first.regions
-        self.maps: Tensor | None = None
-        self.masks: Tensor | None = None
+    def __init__(self, first: RegionSegmenter, protocol: Protocol) -> None:
+        self.first, self.protocol = first, protocol
+        self.forget()
 
     def forget(self) -> None:
-        """Before the next image."""
-        self.maps = self.masks = None
+        """Before the next picture."""
+        self.scored: PictureScores | None = None
 
-    def lend(self, segmenter: RegionSegmenter) -> None:
-        """Puts what is remembered in the place of what would be computed."""
-        segmenter.tower.dense = self._dense  # type: ignore[method-assign]
-        segmenter.regions = self._regions  # type: ignore[method-assign]
+    def __call__(self, window_NCHW: Tensor) -> RegionScores:
+        """As the first segmenter, noting what all share."""
+        self.maps_NChw = self.first.maps(window_NCHW)
+        weight = self.first.grouping.position_weight
+        self.labels_Nhw = self.first.regions(unit_maps(self.maps_NChw, weight))
+        scores_NKC = self.first.pooled_scores(self.maps_NChw, self.labels_Nhw)
+        return RegionScores(self.first.shares(self.labels_Nhw, window_NCHW), scores_NKC)
 
-    def _dense(self, image_NCHW: Tensor) -> Tensor:
-        if self.maps is None:
-            self.maps = self.dense(image_NCHW)
-        return self.maps
-
-    def _regions(self, features_NChw: Tensor) -> Tensor:
-        if self.masks is None:
-            self.masks = self.group(features_NChw)
-        return self.masks
+    @torch.inference_mode()
+    def label(self, segmenter: RegionSegmenter, image_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """What a segmenter sees in the picture."""
+        if self.scored is None:
+            self.scored = score_picture(self, image_HWC, self.protocol)
+        score_NKC = segmenter.pooled_scores(self.maps_NChw, self.labels_Nhw)
+        return replace(self.scored, score_PC=score_NKC.flatten(0, 1)).labels()
 
 
 @dataclass(frozen=True)
@@ -134,7 +143,7 @@ class Study:
         benchmark = open_benchmark(self.asked)
         groups, size = self.settings.groups.grouping, self.settings.regions.size
         for variant in variants(self.settings.train.grouping):
-            asked = replace(self.asked, calibration=variant.calibration)
+            asked = replace(self.asked, **variant.naming)
             name = "grouping" if variant.training else "grouping_untrained"
             config = EvaluateConfig.of(name, asked, groups, size)
             for seed in range(SEEDS if variant.training else 1):
@@ -147,15 +156,13 @@ class Study:
         """Confusion counts of every variant and seed."""
         benchmark, protocol = open_benchmark(self.asked), protocol_of(self.asked)
         built = list(self.segmenters())
-        shared = SharedPass(built[0][1])
-        for _, segmenter in built:
-            shared.lend(segmenter)
+        shared = SharedPass(built[0][1], protocol)
         labels = len(benchmark.labels)
         totals = [np.zeros((labels, labels), np.int64) for _ in built]
         for image in track(benchmark.images, description=self.asked.name):
             shared.forget()
             for number, (_, segmenter) in enumerate(built):
-                label = partial(predict, segmenter, protocol=protocol)
+                label = partial(shared.label, segmenter)
                 totals[number] += measure([image], labels, label).confusion
         found: dict[str, list[Counts]] = {}
         for (name, _), total in zip(built, totals, strict=True):

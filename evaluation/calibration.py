@@ -19,7 +19,7 @@ from torch.nn import functional
 from evaluation.benchmarks import Benchmark
 from evaluation.concepts import class_lookup
 from storage.artifact import Artifact
-from training.recognition import RegionSegmenter
+from training.naming import RegionSegmenter
 from training.regions import RegionEncoder
 from training.views import read_regions
 
@@ -33,7 +33,6 @@ class CalibrationConfig:
     kind: Literal["none", "standard", "captions"] = "none"
     sources: tuple[str, ...] = ()  # of the corpus whose regions are looked at; all of them when empty
     prior: float = 0.25  # of captions: share of the log odds with which captions name a class
-    background: float = 0.0  # added to what background scores, in units of the calibrated score
 
     def __post_init__(self) -> None:
         if self.kind not in ("none", "standard", "captions"):
@@ -81,8 +80,7 @@ def calibrate(
     if segmenter.background_BD is not None:
         scores_RB = seen.vector_RD @ segmenter.background_BD.T
         names = [(name,) for name in benchmark.background_names]
-        found = _scale(config, scores_RB, seen, names)
-        segmenter.background_scale = Affine(found.slope_C, found.intercept_C + config.background)
+        segmenter.background_scale = _scale(config, scores_RB, seen, names)
 
 
 def _scale(

@@ -45,7 +45,9 @@ class BenchmarkConfig:
     stride: int = 0
     templates: tuple[str, ...] = ()  # prompts of the class names; the protocol's when empty
     synonyms: bool = False  # prompt classes with their synonyms too
-    top_k: int = 0  # classes an image may show, by its own vector; 0 for all (region naming)
+    top_k: int = 0  # classes a picture may show, by its own vector; 0 for all (region naming)
+    image_weight: float = 0.0  # of a class' cosine to the picture beside that to a region (region naming)
+    background_bias: float = 0.0  # added to what the background's names score (region naming)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)  # of region naming
     limit: int = 0  # images, evenly spread; 0 for all
 
@@ -193,4 +195,4 @@ def total_confusion(table: pa.Table, labels: int) -> Counts:
     return counts
 
 
-EVALUATE = Stage("evaluate", 3, evaluate, benchmark_identity)
+EVALUATE = Stage("evaluate", 4, evaluate, benchmark_identity)

@@ -1,6 +1,7 @@
 """Labels for a whole picture from a segmenter that sees windows of it."""
 
 import typing
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -10,22 +11,25 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from evaluation.protocols import Protocol
+from training.naming import RegionScores
+
+CHUNK = 1 << 16  # pixels whose scores of all labels are made at a time
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right
 
 
 class Segmenter(typing.Protocol):
-    """Scores windows; normalises pixels itself."""
+    """Scores the windows of a picture; normalises pixels itself."""
 
-    def __call__(self, window_NCHW: Tensor, /) -> Tensor:
+    def __call__(self, window_NCHW: Tensor, /) -> Tensor | RegionScores:
         """Scores of every label.
 
         Args:
-            window_NCHW: float32 RGB in [0, 1].
+            window_NCHW: all windows of one picture, float32 RGB in [0, 1].
 
         Returns:
-            [N, labels, h, w] at the windows' resolution or a coarser one. Labels are the
-            benchmark's: background first where there is one.
+            [N, labels, h, w] at the windows' resolution or a coarser one, or regions on such a grid with
+            their scores [N, K, labels]. Labels are the benchmark's: background first where there is one.
         """
         ...
 
@@ -52,16 +56,37 @@ def predict(
     Raises:
         ValueError: for another array than uint8 [H, W, 3], or scores that are no [N, C, h, w] or NaN.
     """
+    return score_picture(segmenter, image_HWC, protocol, device).labels()
+
+
+@dataclass(frozen=True)
+class PictureScores:
+    """Scores of every pixel of a picture, as they are or in two factors."""
+
+    planes_PHW: Tensor  # of the labels; or the share of each region of each window, 0 outside of it
+    score_PC: Tensor | None = None  # then the scores of those regions
+
+    @torch.inference_mode()
+    def labels(self) -> NDArray[np.uint8]:
+        """The best label of every pixel: [H, W]."""
+        if self.score_PC is None:
+            return self.planes_PHW.argmax(dim=0).to(torch.uint8).cpu().numpy()
+        chunks = torch.split(self.planes_PHW.flatten(1), CHUNK, dim=1)
+        labels_X = torch.cat([(self.score_PC.T @ chunk_PX).argmax(dim=0) for chunk_PX in chunks])
+        return labels_X.reshape(self.planes_PHW.shape[1:]).to(torch.uint8).cpu().numpy()
+
+
+@torch.inference_mode()
+def score_picture(
+    segmenter: Segmenter, image_HWC: NDArray[np.uint8], protocol: Protocol, device: torch.device | str = "cpu"
+) -> PictureScores:
+    """The scores that `predict` takes the best of, at the picture's own size; else as there."""
     if image_HWC.dtype != np.uint8 or image_HWC.ndim != 3 or image_HWC.shape[2] != 3:
         raise ValueError(f"an image of {image_HWC.dtype} {image_HWC.shape}; give RGB pixels, uint8 [H, W, 3]")
-    height, width = image_HWC.shape[:2]
     resized_HWC = resize(image_HWC, protocol.short_side, protocol.long_side)
-    pixels_HWC = torch.from_numpy(resized_HWC).to(device)
-    image_CHW = pixels_HWC.permute(2, 0, 1).float() / 255
-    with torch.inference_mode():
-        scores_1CHW = slide(segmenter, image_CHW, protocol.window, protocol.stride)[None]
-        scores_1CHW = _upsample(scores_1CHW, (height, width))
-        return scores_1CHW[0].argmax(dim=0).to(torch.uint8).cpu().numpy()
+    image_CHW = torch.from_numpy(resized_HWC).to(device).permute(2, 0, 1).float() / 255
+    found = slide(segmenter, image_CHW, protocol.window, protocol.stride)
+    return replace(found, planes_PHW=_upsample(found.planes_PHW[None], image_HWC.shape[:2])[0])
 
 
 def resize(image_HWC: NDArray[np.uint8], short_side: int, long_side: int) -> NDArray[np.uint8]:
@@ -89,32 +114,54 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
     return [min(step * stride, last) for step in range(steps + 1)]
 
 
-def slide(segmenter: Segmenter, image_CHW: Tensor, window: int, stride: int) -> Tensor:
-    """Scores [labels, H, W] of a picture: mean over the windows that see a pixel.
+def slide(segmenter: Segmenter, image_CHW: Tensor, window: int, stride: int) -> PictureScores:
+    """Scores of a picture: the mean over the windows that see a pixel.
 
     The windows of a picture go through the segmenter as one batch.
     """
     height, width = image_CHW.shape[-2:]
     boxes = window_boxes(height, width, window, stride)
     crops_NCHW = torch.stack([image_CHW[:, t:b, x:r] for t, x, b, r in boxes])
-    scores_NCHW = _upsample(_checked(segmenter(crops_NCHW), len(boxes)), crops_NCHW.shape[-2:])
-    total_CHW = scores_NCHW.new_zeros((scores_NCHW.shape[1], height, width))
-    seen_HW = scores_NCHW.new_zeros((height, width))
-    for (top, left, bottom, right), score_CHW in zip(boxes, scores_NCHW, strict=True):
-        total_CHW[:, top:bottom, left:right] += score_CHW
+    found = _checked(segmenter(crops_NCHW), len(boxes))
+    if isinstance(found, Tensor):
+        return PictureScores(_laid_out(found, boxes, height, width, together=True))
+    planes_PHW = _laid_out(found.masks_NKhw, boxes, height, width, together=False)
+    return PictureScores(planes_PHW, found.scores_NKC.flatten(0, 1))
+
+
+def _laid_out(
+    maps_NMhw: Tensor, boxes: typing.Sequence[Box], height: int, width: int, *, together: bool
+) -> Tensor:
+    """Maps of windows, by the number of windows that see a pixel: summed [M, H, W], or all [N·M, H, W]."""
+    top, left, bottom, right = boxes[0]
+    maps_NMHW = _upsample(maps_NMhw, (bottom - top, right - left))
+    layers = 1 if together else len(boxes)
+    laid_LMHW = maps_NMHW.new_zeros((layers, maps_NMHW.shape[1], height, width))
+    seen_HW = maps_NMHW.new_zeros((height, width))
+    for number, (top, left, bottom, right) in enumerate(boxes):
+        laid_LMHW[0 if together else number, :, top:bottom, left:right] += maps_NMHW[number]
         seen_HW[top:bottom, left:right] += 1
-    return total_CHW / seen_HW
+    return laid_LMHW.flatten(0, 1).div_(seen_HW)
 
 
-def _checked(scores_NCHW: Tensor, windows: int) -> Tensor:
-    if scores_NCHW.ndim != 4 or scores_NCHW.shape[0] != windows:
+def _checked(found: Tensor | RegionScores, windows: int) -> Tensor | RegionScores:
+    """What a segmenter returned, in float32."""
+    if isinstance(found, RegionScores):
+        _require(found.scores_NKC, 3, windows, "[windows, regions, labels]")
+        _require(found.masks_NKhw, 4, windows, "[windows, regions, height, width]")
+        return RegionScores(found.masks_NKhw.float(), found.scores_NKC.float())
+    _require(found, 4, windows, "[windows, labels, height, width]")
+    return found.float()
+
+
+def _require(scores: Tensor, dimensions: int, windows: int, wanted: str) -> None:
+    if scores.ndim != dimensions or scores.shape[0] != windows:
         raise ValueError(
-            f"the segmenter returned scores of shape {tuple(scores_NCHW.shape)} for {windows} windows; "
-            "it must return [windows, labels, height, width]"
+            f"the segmenter returned scores of shape {tuple(scores.shape)} for {windows} windows; "
+            f"it must return {wanted}"
         )
-    if bool(scores_NCHW.isnan().any()):
+    if bool(scores.isnan().any()):
         raise ValueError("the segmenter returned NaN; a label would be a guess. Check its weights")
-    return scores_NCHW.float()
 
 
 def _upsample(scores_NCHW: Tensor, size: typing.Sequence[int]) -> Tensor:

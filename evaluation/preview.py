@@ -198,4 +198,4 @@ def _picture(members: dict[str, bytes]) -> Picture:
     )
 
 
-PREVIEW = Stage("preview", 3, make_preview, lambda config, store: benchmark_identity(config.segmenter, store))
+PREVIEW = Stage("preview", 4, make_preview, lambda config, store: benchmark_identity(config.segmenter, store))

@@ -22,7 +22,7 @@ from training.encoder import EncoderLike
 from training.grouping import GroupingConfig, group, oracle_labels
 from training.groups import image_backbone
 from training.groupvit import GroupViTConfig
-from training.recognition import RegionSegmenter
+from training.naming import Naming, RegionSegmenter
 from training.regions import RegionEncoder
 from training.segmentation import GroupViTSegmenter, load_groupvit
 from training.train import MODEL
@@ -99,6 +99,7 @@ def _region_segmenter(
     frozen: bool,
     given: Mapping[str, Artifact],
 ) -> Segmenter:
+    asked = config.benchmark
     background = benchmark.background_names if benchmark.has_background else ()
     by_its_maps = config.grouping.backbone == "clip" and config.grouping.size == config.size
     one_pass = by_its_maps and tower.pools and frozen
@@ -110,15 +111,15 @@ def _region_segmenter(
         class_vectors=[_name_vectors(names, protocol, encoder) for names in benchmark.synonyms],
         background_vectors=_name_vectors(background, protocol, encoder) if background else None,
         size=config.size,
-        top_k=config.benchmark.top_k,
+        naming=Naming(asked.top_k, asked.image_weight, asked.background_bias),
     )
-    if config.benchmark.calibration.kind != "none":
+    if asked.calibration.kind != "none":
         if not frozen:
             raise ConfigError(
                 "a calibration reads stored regions, and this tower has changed since: train its "
                 "head alone (train.grouping.recognition.trains) or set calibration.kind to none"
             )
-        calibrate(segmenter, config.benchmark.calibration, benchmark, given)
+        calibrate(segmenter, asked.calibration, benchmark, given)
     return segmenter
 
 

@@ -129,19 +129,6 @@ def coverage(regions_NKhw: Tensor, height: int, width: int) -> Tensor:
     return functional.interpolate(regions_NKhw.float(), (height, width), mode="area")
 
 
-def upsample_labels(labels_Nhw: Tensor, height: int, width: int) -> Tensor:
-    """Labels [N, height, width] with smooth borders: the label whose mask, interpolated, is highest."""
-    scores = masks(labels_Nhw, int(labels_Nhw.max()) + 1).float()
-    return upsample_scores(scores, height, width)
-
-
-def upsample_scores(scores_NKhw: Tensor, height: int, width: int) -> Tensor:
-    """The best label [N, height, width] by scores interpolated linearly between the cells."""
-    size = (height, width)  # image by image: K full-size maps of a whole batch are large
-    best = [functional.interpolate(s[None], size, mode="bilinear")[0].argmax(0) for s in scores_NKhw]
-    return torch.stack(best)
-
-
 def oracle_labels(regions_HW: NDArray[np.integer], mask_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Gives each region the class that most of its pixels have: the ceiling of naming regions.
 

@@ -1,6 +1,6 @@
-"""Naming regions: training by the one-way noun-to-region loss, and segmenting with it."""
+"""Training a tower to name regions, by the one-way noun-to-region loss."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,15 +13,11 @@ from torch.nn import functional
 from storage.errors import ConfigError
 from training.data import Batch, as_images
 from training.encoder import EncoderLike
-from training.features import Backbone, unit_maps
-from training.grouping import GroupingConfig, group, masks
+from training.grouping import masks
 from training.groups import normalised
-from training.losses import Pooling, noun_to_region
+from training.losses import Pooling, caption_contrast, noun_to_region
 from training.regions import PARTS, RegionEncoder, Regions, parse_parts, trainable
 from training.step import Features
-
-LEAST = -100.0  # below every score: windows are averaged, and minus infinity would spread
-Scale = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -37,14 +33,17 @@ class RecognitionConfig:
     both_ways: bool = False  # images find their nouns too: for comparison with the one-way loss
     alike: float = 1.0  # cosine of two names from which an image with one is no negative for the other
     drawn_weight: float = 1.0  # of a drawn noun's term beside those that need no draw
+    caption_weight: float = 0.0  # of the contrast of whole images with their captions, beside the nouns'
     keep: float = 0.0  # share of the untrained weights in the artifact's (Wortsman et al., 2022)
 
     def __post_init__(self) -> None:
         parse_parts(self.trains)
-        if not 0 <= self.keep < 1 or self.drawn_weight < 0 or not 0 < self.alike <= 1:
+        weights = (self.drawn_weight, self.caption_weight)
+        if not 0 <= self.keep < 1 or min(weights) < 0 or not 0 < self.alike <= 1:
             raise ValueError(
-                f"recognition.keep={self.keep}, drawn_weight={self.drawn_weight}, alike={self.alike}: keep "
-                "is a share in [0, 1), a weight 0 at least, and alike a cosine in (0, 1]"
+                f"recognition.keep={self.keep}, drawn_weight={self.drawn_weight}, caption_weight="
+                f"{self.caption_weight}, alike={self.alike}: keep is a share in [0, 1), a weight 0 at "
+                "least, and alike a cosine in (0, 1]"
             )
 
 
@@ -130,18 +129,29 @@ class RecognitionObjective:
         return {"visual": self.model.visual}
 
     def encode(self, batch: Batch) -> Features:
-        """The regions' unit vectors, one image's after another's, and the concept ids of the nouns."""
-        region_NKD, valid_NK = self._region_vectors(batch)
-        nouns = {name: ids.to(region_NKD.device) for name, ids in noun_features(batch).items()}
-        region_RD = functional.normalize(region_NKD[valid_NK], dim=-1)
-        return {"region_RD": region_RD, "regions_N": valid_NK.sum(dim=1), **nouns}
+        """The regions' unit vectors, one image's after another's, and the concept ids of the nouns.
+
+        With a weight for captions also a unit vector of each image and of its caption.
+        """
+        found = self._regions(batch)
+        nouns = {name: ids.to(found.region_NKD.device) for name, ids in noun_features(batch).items()}
+        region_RD = functional.normalize(found.region_NKD[found.valid_NK], dim=-1)
+        features = {"region_RD": region_RD, "regions_N": found.valid_NK.sum(dim=1), **nouns}
+        if self.config.caption_weight:
+            features["image_ND"] = functional.normalize(found.pooled_ND, dim=-1)
+            features["caption_ND"] = self._caption_vectors(batch.captions).to(found.pooled_ND)
+        return features
+
+    def _caption_vectors(self, captions: Sequence[str]) -> Tensor:
+        """Of the text tower, which does not learn."""
+        return torch.from_numpy(self.encoder.encode_texts(captions, ("{}",)))
 
     def contrast(self, features: Features) -> Tensor:
         """The loss of all samples, in nats."""
         region_NKD, valid_NK = padded(features["region_RD"], features["regions_N"])
         config, vectors_CD = self.config, self.concept_vectors_CD
         nouns = Nouns(features, vectors_CD, config.alike)
-        return noun_to_region(
+        loss = noun_to_region(
             region_NKD,
             valid_NK,
             vectors_CD[features["noun_P"]],
@@ -152,14 +162,19 @@ class RecognitionObjective:
             pooling=config.pooling,
             both_ways=config.both_ways,
         )
+        if config.caption_weight:
+            whole = caption_contrast(features["image_ND"], features["caption_ND"], 1 / config.temperature)
+            loss = loss + config.caption_weight * whole
+        return loss
 
-    def _region_vectors(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _regions(self, batch: Batch) -> Regions:
         if self.config.trains == "head":
             tokens_NKC, valid_NK = self._stored_tokens(batch)
-            return self.model.project(tokens_NKC), valid_NK
+            means_NC = tokens_NKC.sum(dim=1) / valid_NK.sum(dim=1, keepdim=True).clamp_min(1)
+            return Regions(self.model.project(tokens_NKC), self.model.project(means_NC), valid_NK)
         image_NCHW = normalised(as_images(batch.pixels_NHWC, self.encoder.device), self.encoder)
-        found = self.model(image_NCHW, self._masks(batch))
-        return found.region_NKD, found.valid_NK
+        found: Regions = self.model(image_NCHW, self._masks(batch))
+        return found
 
     def _stored_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Region vectors before the projection, padded to the batch's largest count."""
@@ -193,99 +208,3 @@ def padded(row_RD: Tensor, count_N: Tensor) -> tuple[Tensor, Tensor]:
     valid_NK = torch.arange(largest, device=count_N.device) < count_N[:, None]
     padded_NKD = row_RD.new_zeros(*valid_NK.shape, row_RD.shape[1])
     return padded_NKD.index_put((valid_NK,), row_RD), valid_NK
-
-
-class RegionSegmenter:
-    """Groups the pixels of a window and names each region by the class nearest to its vector.
-
-    Like GroupViT's evaluation, the classes an image may show are its ``top_k`` nearest ones. Background is
-    what falls to one of the background prompts, if there are any.
-    """
-
-    def __init__(
-        self,
-        tower: RegionEncoder,
-        encoder: EncoderLike,
-        grouping: GroupingConfig,
-        features: Backbone | None,
-        class_vectors: Sequence[NDArray[np.float32]],
-        background_vectors: NDArray[np.float32] | None,
-        size: int,
-        top_k: int = 0,
-        scale: Scale | None = None,
-        background_scale: Scale | None = None,
-    ) -> None:
-        """Makes a segmenter.
-
-        Args:
-            tower: names the regions.
-            encoder: its pixel normalisation and device.
-            grouping: how pixels are grouped.
-            features: by which; None to group by the maps that the tower pools anyway (one pass for both).
-            class_vectors: unit vectors [S, D] of each class' names.
-            background_vectors: unit vectors [B, D] of the background's names.
-            size: pixels a window is named at, whatever its aspect.
-            top_k: classes an image may show; 0 for all.
-            scale: what cosines [..., C] of regions to classes are taken for; for themselves if None.
-            background_scale: the same, for the background's names.
-        """
-        assert features is not None or tower.pools, "a transformer does not pool maps: give features"
-        self.tower, self.encoder, self.size, self.top_k = tower.eval(), encoder, size, top_k
-        self.grouping, self.features = grouping, features
-        self.scale, self.background_scale = scale, background_scale
-        self.class_vectors = [torch.from_numpy(v).to(encoder.device) for v in class_vectors]
-        background = None if background_vectors is None else torch.from_numpy(background_vectors)
-        self.background_BD = background.to(encoder.device) if background is not None else None
-
-    @torch.inference_mode()
-    def __call__(self, window_NCHW: Tensor) -> Tensor:
-        """Cosines [N, C, h, w] (background first where there is one) of windows in [0, 1]."""
-        pixels_NCHW = normalised(self._resized(window_NCHW), self.encoder)
-        if self.features is None:
-            maps_NChw = self.tower.dense(pixels_NCHW)
-            regions_NKHW = self.regions(unit_maps(maps_NChw, self.grouping.position_weight))
-            found = self.tower.pool(maps_NChw, regions_NKHW)
-        else:
-            regions_NKHW = self.regions(self.features(window_NCHW))
-            found = self.tower(pixels_NCHW, regions_NKHW)
-        scores_NKC = self._scores(found)
-        return torch.einsum("nkhw,nkc->nchw", regions_NKHW.to(scores_NKC), scores_NKC)
-
-    def _resized(self, window_NCHW: Tensor) -> Tensor:
-        square = (self.size, self.size)
-        if tuple(window_NCHW.shape[2:]) == square:
-            return window_NCHW
-        return functional.interpolate(
-            window_NCHW, square, mode="bilinear", align_corners=False, antialias=True
-        )
-
-    def regions(self, features_NChw: Tensor) -> Tensor:
-        """Masks [N, K, h, w]. Every window has the same seed, so none depends on its batch."""
-        seeds = [self.grouping.seed] * len(features_NChw)
-        labels_Nhw = group(features_NChw, seeds, self.grouping)
-        return masks(labels_Nhw, int(labels_Nhw.max()) + 1).to(self.encoder.device)
-
-    def _scores(self, found: Regions) -> Tensor:
-        """Scores [N, K, labels] of the regions."""
-        region_NKD = functional.normalize(found.region_NKD, dim=-1)
-        score_NKC = self.class_cosines(region_NKD)
-        if self.scale:
-            score_NKC = self.scale(score_NKC)
-        if self.top_k:
-            score_NKC = self._restrict(score_NKC, functional.normalize(found.pooled_ND, dim=-1))
-        if self.background_BD is None:
-            return score_NKC
-        background_NKB = region_NKD @ self.background_BD.T
-        if self.background_scale:
-            background_NKB = self.background_scale(background_NKB)
-        return torch.cat([background_NKB.amax(-1, keepdim=True), score_NKC], -1)
-
-    def class_cosines(self, vectors_XD: Tensor) -> Tensor:
-        """Cosine [..., C] of each vector to each class: the best over the class' names."""
-        return torch.stack([(vectors_XD @ names_SD.T).amax(-1) for names_SD in self.class_vectors], -1)
-
-    def _restrict(self, score_NKC: Tensor, pooled_ND: Tensor) -> Tensor:
-        image_NC = self.class_cosines(pooled_ND)
-        allowed = image_NC.topk(min(self.top_k, image_NC.shape[1]), dim=1).indices
-        forbidden_NC = torch.ones_like(image_NC, dtype=torch.bool).scatter(1, allowed, value=False)
-        return score_NKC.masked_fill(forbidden_NC[:, None], LEAST)

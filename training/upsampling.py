@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.grouping import Upsampling, masks, upsample_scores
+from training.grouping import Upsampling, masks
 
 GRID = 56  # cells a side on which a colour's meaning is found: 8 px each at 448
 REACH = 10  # cells to each side of a window's centre
@@ -26,11 +26,23 @@ def upsample(labels_Nhw: Tensor, image_NCHW: Tensor, height: int, width: int, wa
     """
     if tuple(labels_Nhw.shape[1:]) == (height, width):
         return labels_Nhw
+    best = [  # image by image: K full-size maps of a whole batch are large
+        shares(labels_Nhw[n : n + 1], image_NCHW[n : n + 1], height, width, way).argmax(1)
+        for n in range(len(labels_Nhw))
+    ]
+    return torch.cat(best)
+
+
+def shares(labels_Nhw: Tensor, image_NCHW: Tensor, height: int, width: int, way: Upsampling) -> Tensor:
+    """The share that each label has in every pixel, float32 [N, K, height, width]; arguments as above.
+
+    Shares add up to one. Those that follow colours may lie a little outside [0, 1].
+    """
     scores_NKhw = masks(labels_Nhw, int(labels_Nhw.max()) + 1).float()
     if way == "linear":
-        return upsample_scores(scores_NKhw, height, width)
+        return functional.interpolate(scores_NKhw, (height, width), mode="bilinear")
     pairs = zip(scores_NKhw, image_NCHW.to(scores_NKhw.device), strict=True)
-    return torch.stack([_guided(scores, image, height, width).argmax(0) for scores, image in pairs])
+    return torch.stack([_guided(scores, image, height, width) for scores, image in pairs])
 
 
 def _guided(scores_Khw: Tensor, image_CHW: Tensor, height: int, width: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from evaluation.predict import Segmenter, predict, resize, slide, window_boxes
 from evaluation.protocols import GROUPVIT
+from training.naming import RegionScores
 
 Labels = NDArray[np.uint8]
 
@@ -81,8 +82,28 @@ def test_slide_scores_equal_a_loop_over_single_pixels(
                 for x in range(score_CHW.shape[2]):
                     expected_CHW[:, top + y, left + x] += score_CHW[:, y, x]
                     windows_seen[top + y, left + x] += 1
-    found_CHW = slide(segmenter, image_CHW, window, stride)
-    np.testing.assert_allclose(found_CHW.numpy(), expected_CHW / windows_seen, atol=1e-5)
+    found = slide(segmenter, image_CHW, window, stride)
+    np.testing.assert_allclose(found.planes_PHW.numpy(), expected_CHW / windows_seen, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (32, 80), (45, 33), (300, 290)])
+def test_predict_regions_with_scores_are_the_labels_of_the_scores_they_make(size: tuple[int, int]) -> None:
+    rng = torch.Generator().manual_seed(size[0])
+    image_HWC = torch.randint(256, (*size, 3), generator=rng, dtype=torch.uint8).numpy()
+
+    def by_regions(window_NCHW: Tensor) -> RegionScores:
+        noise = torch.Generator().manual_seed(3)
+        count = len(window_NCHW)
+        masks_NKhw = torch.rand(count, 5, 16, 16, generator=noise)
+        return RegionScores(masks_NKhw, torch.randn(count, 5, 7, generator=noise))
+
+    def dense(window_NCHW: Tensor) -> Tensor:
+        found = by_regions(window_NCHW)
+        return torch.einsum("nkhw,nkc->nchw", found.masks_NKhw, found.scores_NKC)
+
+    labels_HW, expected_HW = (predict(s, image_HWC, SMALL) for s in (by_regions, dense))
+    assert len(np.unique(expected_HW)) > 2
+    assert (labels_HW == expected_HW).mean() > 0.9999  # but for ties that rounding breaks
 
 
 def test_predict_perfect_segmenter_at_protocol_size_is_exact() -> None:
@@ -138,6 +159,7 @@ def test_predict_other_arrays_than_rgb_bytes_are_refused(image: np.ndarray) -> N
 @pytest.mark.parametrize(
     ("segmenter", "message"),
     [
+        (lambda _: RegionScores(torch.zeros(1, 2, 4, 4), torch.zeros(2, 3)), r"\(2, 3\) for 1 windows"),
         (lambda window: by_colour(window) * float("nan"), "returned NaN"),
         (lambda window: by_colour(window)[0], r"shape \(4, 32, 32\) for 1 windows"),
     ],

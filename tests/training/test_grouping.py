@@ -1,6 +1,7 @@
 import dataclasses
 import io
 from collections.abc import Callable
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -26,12 +27,10 @@ from training.grouping import (
     masks,
     merge_small,
     oracle_labels,
-    upsample_labels,
-    upsample_scores,
 )
 from training.groups import spread
 from training.kmeans import kmeans, together
-from training.upsampling import upsample
+from training.upsampling import shares, upsample
 
 CONFIG = GroupingConfig(backbone="lab", regions=4, min_area=0.0)
 CONV = open_clip.timm_model.TimmModel
@@ -209,19 +208,15 @@ def test_spread_counts_regions_and_how_many_equal_ones_they_amount_to() -> None:
 def test_upsampled_labels_of_a_vertical_border_keep_it_in_place() -> None:
     labels = torch.tensor([[[0, 0, 1, 1], [0, 0, 1, 1]]])
     expected = torch.arange(2).repeat_interleave(10).expand(1, 9, 20)
-    assert torch.equal(upsample_labels(labels, 9, 20), expected)
+    assert torch.equal(upsample(labels, torch.zeros(1, 3, 9, 20), 9, 20, "linear"), expected)
 
 
-def test_upsampled_labels_at_the_same_size_are_the_labels() -> None:
-    labels = torch.randint(6, (3, 9, 7), generator=stream())
-    assert torch.equal(upsample_labels(labels, 9, 7), labels)
-
-
-def test_upsampled_scores_move_the_border_towards_the_weaker_side() -> None:
-    scores = torch.tensor([[[[4.0, 0.0]], [[0.0, 1.0]]]])
-    got = upsample_scores(scores, 1, 100)[0, 0]
-    border = 25 + 0.8 * 50  # between cell centres at 25 and 75 px, 4 (1 - x) = x at x = 0.8
-    assert torch.equal(got, (torch.arange(100) + 0.5 > border).long())
+@pytest.mark.parametrize("way", ["linear", "guided"])
+def test_shares_of_a_pixel_add_up_to_one(way: Literal["linear", "guided"]) -> None:
+    labels, image = torch.randint(5, (2, 6, 7), generator=stream()), torch.rand(2, 3, 40, 30)
+    found = shares(labels, image, 20, 15, way)
+    assert found.shape == (2, 5, 20, 15)
+    assert torch.allclose(found.sum(1), torch.ones(2, 20, 15), atol=1e-4)
 
 
 def test_guided_upsampling_moves_a_coarse_border_to_the_edge_of_the_image() -> None:

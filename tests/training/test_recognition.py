@@ -160,7 +160,10 @@ def test_weights_between_untrained_and_trained_ones_leave_counters_alone() -> No
     assert torch.equal(interpolated(before, after, 1.0)["weight"], after["weight"])
 
 
-@pytest.mark.parametrize("setting", [{"keep": 1.0}, {"keep": -0.1}, {"drawn_weight": -1.0}, {"alike": 0.0}])
+@pytest.mark.parametrize(
+    "setting",
+    [{"keep": 1.0}, {"keep": -0.1}, {"drawn_weight": -1.0}, {"caption_weight": -1.0}, {"alike": 0.0}],
+)
 def test_impossible_recognition_settings_are_refused(setting: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"recognition\.keep="):
         RecognitionConfig(**cast("Any", setting))

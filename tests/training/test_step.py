@@ -32,6 +32,10 @@ def stepped(name: str, micro_batch: int, arithmetic: Arithmetic = EXACT) -> tupl
     return backward(objective, tiny.batch(COUNT), arithmetic, micro_batch), objective
 
 
+def with_captions() -> Any:
+    return tiny.recognition(caption_weight=0.5)
+
+
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     """To 1e-5 of each gradient's largest value, or of 1 where that is smaller."""
     assert found.keys() == expected.keys()
@@ -80,6 +84,19 @@ def test_step_in_one_piece_has_the_gradients_of_the_plain_loss(name: str, plain:
     oracle = tiny.MAKE[name]()
     expected = plain(oracle)
     expected.backward()
+    torch.testing.assert_close(loss, expected.detach(), atol=1e-5, rtol=1e-6)
+    assert_same(gradients(objective), gradients(oracle))
+
+
+@pytest.mark.parametrize("micro_batch", [0, 5])
+def test_caption_term_is_the_contrast_of_images_with_captions_by_its_weight(micro_batch: int) -> None:
+    batch, oracle, objective = tiny.batch(COUNT), with_captions(), with_captions()
+    pixels = normalised(as_images(batch.pixels_NHWC, CPU), oracle.encoder)
+    image_ND = functional.normalize(oracle.model.visual(pixels), dim=-1)
+    text_ND = torch.from_numpy(oracle.encoder.encode_texts(batch.captions, ("{}",)))
+    expected = plain_recognition(oracle) + 0.5 * caption_contrast(image_ND, text_ND, 1 / 0.07)
+    expected.backward()
+    loss = backward(objective, batch, EXACT, micro_batch)
     torch.testing.assert_close(loss, expected.detach(), atol=1e-5, rtol=1e-6)
     assert_same(gradients(objective), gradients(oracle))
 

@@ -59,6 +59,12 @@ class Encoder:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     tokenizer: Callable[..., Tensor] = tokens_of
 
+    def encode_texts(self, names: Sequence[str], templates: Sequence[str]) -> NDArray[np.float32]:
+        """Unit vectors [N, 16]: each text has its own, which depends on all its letters."""
+        texts = [template.replace("{}", name) for template in templates for name in names]
+        rows = [np.random.default_rng(list(text.encode())).normal(size=16) for text in texts]
+        return np.stack([row / np.linalg.norm(row) for row in rows]).astype(np.float32)
+
 
 def batch(count: int, epoch: int = 0) -> Batch:
     """Scenes whose captions differ in length; some have fewer nouns than others, and many share one."""
@@ -104,14 +110,14 @@ def _spread(model: nn.Module) -> None:
             weight.data.normal_(std=0.3, generator=stream)
 
 
-def recognition(trains: str = "all") -> RecognitionObjective:
+def recognition(trains: str = "all", **settings: Any) -> RecognitionObjective:
     """A transformer on label maps of 2 to 5 regions."""
     torch.manual_seed(1)
     sizes = {"image_size": SIZE, "patch_size": 8, "width": 32, "layers": 3, "heads": 4, "mlp_ratio": 2.0}
     tower = open_clip.transformer.VisionTransformer(**sizes, output_dim=16)
     vectors_CD = nn.functional.normalize(torch.randn(CONCEPTS, 16), dim=-1)
     concepts = pa.table({"vector": pa.FixedSizeListArray.from_arrays(vectors_CD.flatten().numpy(), 16)})
-    config, encoder = RecognitionConfig(trains=trains, size=SIZE), cast("Any", Encoder(tower))
+    config, encoder = RecognitionConfig(trains=trains, size=SIZE, **settings), cast("Any", Encoder(tower))
     made = RecognitionObjective(config, encoder, concepts)
     made.model.train()
     return made

@@ -1,0 +1,95 @@
+"""Naming regions of a picture's windows, by a tower whose maps are made up."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from training.grouping import GroupingConfig
+from training.naming import LEAST, Naming, RegionScores, RegionSegmenter
+from training.regions import RegionEncoder
+
+SIZE = 8  # pixels, and cells of the maps
+GROUPING = GroupingConfig(
+    backbone="clip", size=SIZE, regions=2, min_area=0, position_weight=0, upsample="linear"
+)
+CLASSES = [np.eye(4, dtype=np.float32)[[number]] for number in range(3)]
+BACKGROUND = np.eye(4, dtype=np.float32)[[3]]
+
+
+class Trunk(nn.Module):
+    """Maps are the pixels, of which there are four channels' worth: red, green, blue and black."""
+
+    num_features = 4
+
+    def forward_features(self, image_NCHW: Tensor) -> Tensor:
+        return torch.cat([image_NCHW, 1 - image_NCHW.amax(1, keepdim=True)], 1)
+
+    def forward_head(self, maps_NCHW: Tensor) -> Tensor:
+        return maps_NCHW.mean((2, 3))
+
+
+def segmenter(**naming: Any) -> RegionSegmenter:
+    tower = RegionEncoder(cast("Any", _tower()))
+    encoder: Any = SimpleNamespace(mean=(0.0,) * 3, std=(1.0,) * 3, device=torch.device("cpu"))
+    return RegionSegmenter(tower, encoder, GROUPING, None, CLASSES, BACKGROUND, SIZE, Naming(**naming))
+
+
+def _tower() -> nn.Module:
+    tower = nn.Module()
+    tower.trunk, tower.head = Trunk(), nn.Identity()
+    return tower
+
+
+def halves(left: tuple[float, float, float], right: tuple[float, float, float]) -> Tensor:
+    window_CHW = torch.empty(3, SIZE, SIZE)
+    for half, colour in ((slice(None, 4), left), (slice(4, None), right)):
+        window_CHW[:, :, half] = torch.tensor(colour)[:, None, None]
+    return window_CHW
+
+
+RED, GREEN, BLUE, BLACK = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.0, 0.0, 0.0)
+PICTURE = torch.stack([halves(RED, RED), halves(RED, GREEN), halves(BLACK, RED)])
+
+
+def score(found: RegionScores, window: int, row: int, column: int) -> list[float]:
+    """Of a cell of a window: background first."""
+    shares_K = found.masks_NKhw[window, :, row, column]
+    return [round(value, 4) for value in (shares_K @ found.scores_NKC[window]).tolist()]
+
+
+def test_region_is_scored_by_its_cosine_to_each_class_and_to_the_background() -> None:
+    found = segmenter()(PICTURE)
+    assert found.masks_NKhw.shape[2:] == (4, 4)  # every second pixel
+    assert score(found, 0, 0, 0) == [0, 1, 0, 0]
+    assert score(found, 1, 0, 0) == [0, 1, 0, 0]
+    assert score(found, 1, 0, 3) == [0, 0, 1, 0]
+    assert score(found, 2, 0, 0) == [1, 0, 0, 0]
+
+
+def test_classes_are_those_of_the_picture_and_not_of_a_window() -> None:
+    found = segmenter(top_k=1)(PICTURE)
+    assert score(found, 1, 0, 3) == [
+        0,
+        0,
+        LEAST + 1,
+        LEAST,
+    ]  # green is there, but red is what the picture shows
+    assert segmenter(top_k=1)(PICTURE[1:2]).scores_NKC.isfinite().all()
+    assert score(segmenter(top_k=9)(PICTURE), 1, 0, 3) == [0, 0, 1, 0]
+
+
+def test_class_that_is_far_from_the_picture_loses_by_the_weight_of_the_picture() -> None:
+    picture_D = PICTURE.mean((0, 2, 3))  # red 4/6, green 1/6, blue none
+    length = float(torch.cat([picture_D, torch.tensor([1 / 6])]).norm())
+    expected = [0, 0, 1 - 0.5 * (4 / 6 - 1 / 6) / length, -0.5 * (4 / 6) / length]
+    assert score(segmenter(image_weight=0.5)(PICTURE), 1, 0, 3) == pytest.approx(expected, abs=1e-4)
+
+
+def test_bias_is_added_to_the_background_alone() -> None:
+    found = segmenter(background_bias=0.25)(PICTURE)
+    assert score(found, 0, 0, 0) == [0.25, 1, 0, 0]
+    assert score(found, 2, 0, 0) == [1.25, 0, 0, 0]

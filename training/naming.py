@@ -1,0 +1,160 @@
+"""Segmenting by naming regions: the pixels of a window are grouped, and each group gets the nearest class."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from training.encoder import EncoderLike
+from training.features import Backbone, unit_maps
+from training.grouping import GroupingConfig, group, masks
+from training.groups import normalised
+from training.regions import RegionEncoder, Regions
+from training.upsampling import shares
+
+LEAST = -100.0  # below every score: windows are averaged, and minus infinity would spread
+COARSER = 2  # shares are told at every second pixel of a window: what lies between is interpolated
+Scale = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class RegionScores:
+    """Scores of windows by their regions: a pixel has those of its regions, by its share in each.
+
+    So few numbers are looked at, however many classes there are, until each pixel takes its best.
+    """
+
+    masks_NKhw: Tensor  # shares in [0, 1], about; on any grid
+    scores_NKC: Tensor
+
+
+@dataclass(frozen=True)
+class Naming:
+    """What the picture as a whole says of the names of its regions."""
+
+    top_k: int = 0  # classes a picture may show: its nearest ones; 0 for all
+    image_weight: float = 0.0  # of how much farther than the nearest a class is from the picture
+    background_bias: float = 0.0  # added to what the background's names score
+
+
+class RegionSegmenter:
+    """Groups the pixels of a picture's windows and names each region by the class nearest to its vector.
+
+    Which classes a picture shows is asked of the picture, not of each window of it: its vector is the mean
+    of the windows'. Background is what falls to one of the background prompts, if there are any.
+    """
+
+    def __init__(
+        self,
+        tower: RegionEncoder,
+        encoder: EncoderLike,
+        grouping: GroupingConfig,
+        features: Backbone | None,
+        class_vectors: Sequence[NDArray[np.float32]],
+        background_vectors: NDArray[np.float32] | None,
+        size: int,
+        naming: Naming = Naming(),
+        scale: Scale | None = None,
+        background_scale: Scale | None = None,
+    ) -> None:
+        """Makes a segmenter.
+
+        Args:
+            tower: names the regions.
+            encoder: its pixel normalisation and device.
+            grouping: how pixels are grouped.
+            features: by which; None to group by the maps that the tower pools anyway (one pass for both).
+            class_vectors: unit vectors [S, D] of each class' names.
+            background_vectors: unit vectors [B, D] of the background's names.
+            size: pixels a window is named at, whatever its aspect.
+            naming: what the picture as a whole has to say.
+            scale: what cosines [..., C] of regions to classes are taken for; for themselves if None.
+            background_scale: the same, for the background's names.
+        """
+        assert features is not None or tower.pools, "a transformer does not pool maps: give features"
+        self.tower, self.encoder, self.size, self.naming = tower.eval(), encoder, size, naming
+        self.grouping, self.features = grouping, features
+        self.scale, self.background_scale = scale, background_scale
+        self.class_vectors = [torch.from_numpy(v).to(encoder.device) for v in class_vectors]
+        background = None if background_vectors is None else torch.from_numpy(background_vectors)
+        self.background_BD = background.to(encoder.device) if background is not None else None
+
+    @torch.inference_mode()
+    def __call__(self, window_NCHW: Tensor) -> RegionScores:
+        """Regions of a picture's windows, which come in [0, 1], and their scores [N, K, C].
+
+        Background comes first where there is one.
+        """
+        if self.features is None:
+            maps_NChw = self.maps(window_NCHW)
+            labels_Nhw = self.regions(unit_maps(maps_NChw, self.grouping.position_weight))
+            scores_NKC = self.pooled_scores(maps_NChw, labels_Nhw)
+        else:
+            labels_Nhw = self.regions(self.features(window_NCHW))
+            scores_NKC = self._scores(self.tower(self._pixels(window_NCHW), self._masks(labels_Nhw)))
+        return RegionScores(self.shares(labels_Nhw, window_NCHW), scores_NKC)
+
+    def maps(self, window_NCHW: Tensor) -> Tensor:
+        """The tower's maps of windows [N, C, h, w]."""
+        return self.tower.dense(self._pixels(window_NCHW))
+
+    def pooled_scores(self, maps_NChw: Tensor, labels_Nhw: Tensor) -> Tensor:
+        """Scores [N, K, C] of regions of such maps; only where the tower pools."""
+        return self._scores(self.tower.pool(maps_NChw, self._masks(labels_Nhw)))
+
+    def _pixels(self, window_NCHW: Tensor) -> Tensor:
+        return normalised(self._resized(window_NCHW), self.encoder)
+
+    def _resized(self, window_NCHW: Tensor) -> Tensor:
+        square = (self.size, self.size)
+        if tuple(window_NCHW.shape[2:]) == square:
+            return window_NCHW
+        return functional.interpolate(
+            window_NCHW, square, mode="bilinear", align_corners=False, antialias=True
+        )
+
+    def regions(self, features_NChw: Tensor) -> Tensor:
+        """Labels [N, h, w]. Every window has the same seed, so none depends on its batch."""
+        return group(features_NChw, [self.grouping.seed] * len(features_NChw), self.grouping)
+
+    def shares(self, labels_Nhw: Tensor, window_NCHW: Tensor) -> Tensor:
+        """The share of each region in every second pixel [N, K, H/2, W/2]."""
+        height, width = (-(-side // COARSER) for side in window_NCHW.shape[2:])
+        labels_Nhw = labels_Nhw.to(self.encoder.device)
+        return shares(labels_Nhw, window_NCHW, height, width, self.grouping.upsample)
+
+    def _masks(self, labels_Nhw: Tensor) -> Tensor:
+        return masks(labels_Nhw, int(labels_Nhw.max()) + 1).to(self.encoder.device)
+
+    def _scores(self, found: Regions) -> Tensor:
+        """Scores [N, K, labels] of the regions."""
+        region_NKD = functional.normalize(found.region_NKD, dim=-1)
+        score_NKC = self.class_cosines(region_NKD)
+        if self.scale:
+            score_NKC = self.scale(score_NKC)
+        score_NKC = score_NKC + self._of_picture(functional.normalize(found.pooled_ND.mean(dim=0), dim=-1))
+        if self.background_BD is None:
+            return score_NKC
+        background_NKB = region_NKD @ self.background_BD.T
+        if self.background_scale:
+            background_NKB = self.background_scale(background_NKB)
+        background_NK1 = background_NKB.amax(-1, keepdim=True) + self.naming.background_bias
+        return torch.cat([background_NK1, score_NKC], -1)
+
+    def class_cosines(self, vectors_XD: Tensor) -> Tensor:
+        """Cosine [..., C] of each vector to each class: the best over the class' names."""
+        return torch.stack([(vectors_XD @ names_SD.T).amax(-1) for names_SD in self.class_vectors], -1)
+
+    def _of_picture(self, picture_D: Tensor) -> Tensor:
+        """What is added to the score of each class [C], wherever it is: 0 for the nearest class."""
+        cosine_C = self.class_cosines(picture_D)
+        added_C = self.naming.image_weight * (cosine_C - cosine_C.amax())
+        if not self.naming.top_k:
+            return added_C
+        allowed = cosine_C.topk(min(self.naming.top_k, len(cosine_C))).indices
+        forbidden_C = torch.ones_like(cosine_C, dtype=torch.bool).scatter(0, allowed, value=False)
+        return added_C.masked_fill(forbidden_C, LEAST)
