@@ -108,7 +108,7 @@ def _region_segmenter(
         encoder,
         config.grouping,
         None if one_pass else image_backbone(config.grouping, lambda: encoder),
-        class_vectors=[_name_vectors(names, protocol, encoder) for names in benchmark.synonyms],
+        class_vectors=_class_vectors(benchmark.synonyms, protocol, encoder),
         background_vectors=_name_vectors(background, protocol, encoder) if background else None,
         size=config.size,
         naming=Naming(asked.top_k, asked.image_weight, asked.background_bias),
@@ -121,6 +121,14 @@ def _region_segmenter(
             )
         calibrate(segmenter, asked.calibration, benchmark, given)
     return segmenter
+
+
+def _class_vectors(
+    names: Sequence[Sequence[str]], protocol: Protocol, encoder: EncoderLike
+) -> list[NDArray[np.float32]]:
+    """A vector per name of each class. They are encoded together: batches of texts are filled up."""
+    vectors_SD = _name_vectors([name for own in names for name in own], protocol, encoder)
+    return np.split(vectors_SD, np.cumsum([len(own) for own in names])[:-1])
 
 
 def _name_vectors(names: Sequence[str], protocol: Protocol, encoder: EncoderLike) -> NDArray[np.float32]:

@@ -2,33 +2,13 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
-from subprocess import PIPE
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[1]
-COMMAND = """
-import sys
-from dataclasses import replace
-from pathlib import Path
-from curation.encoder import load_encoder
-from flows.run import plan_run
-from storage.runtime import Runtime
-from storage.stage import materialize
+from tests.killable import Killable, run_stages
 
-name, plan = plan_run(Path(sys.argv[1]), sys.argv[2])
-runtime = Runtime(device="cpu", load_encoder=load_encoder, locations=plan.locations)
-print("ready", flush=True)
-for stage in sys.argv[3:]:
-    for node in plan.until(stage):
-        materialize(node.stage, node.config, node.inputs, plan.store, runtime)
-"""
 CONFIG = """
 name = "resume"
 
@@ -84,45 +64,25 @@ checkpoint_every = 2
 """
 
 
-class Command:
-    """One command line, run as often as it takes."""
+class Stages:
+    """Some stages into a store, run as often as it takes."""
 
     def __init__(self, config: Path, store: Path, *stages: str) -> None:
-        self.arguments = [sys.executable, "-c", COMMAND, str(config), str(store), *stages]
-        self.store = store
+        self.work, self.store = Killable(run_stages, config, store, *stages), store
 
     def finish(self) -> float:
-        """Seconds it worked, without its imports."""
-        with subprocess.Popen(self.arguments, cwd=ROOT, stdout=PIPE, stderr=PIPE) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            ready = time.monotonic()
-            _, errors = process.communicate()
-        assert process.returncode == 0, errors.decode()
-        return time.monotonic() - ready
-
-    def kill_after(self, seconds: float) -> bool:
-        """Starts it and kills it so long after its imports; whether it was still at work."""
-        with subprocess.Popen(self.arguments, cwd=ROOT, stdout=PIPE, stderr=PIPE) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            time.sleep(seconds)
-            process.send_signal(signal.SIGKILL)
-            _, errors = process.communicate()
-        assert process.returncode in (0, -signal.SIGKILL), errors.decode()
-        return process.returncode == -signal.SIGKILL
+        """Seconds it worked."""
+        ended, seconds = self.work.run()
+        assert ended
+        return seconds
 
     def kill_when(self, pattern: str, beside: Path | None = None) -> list[Path]:
         """Starts it, kills it as soon as the store holds such a file; returns those there are then.
 
         Files of the artifact ``beside`` do not count.
         """
-        with subprocess.Popen(self.arguments, cwd=ROOT, stdout=PIPE, stderr=PIPE) as process:
-            while process.poll() is None and all(beside in p.parents for p in self.store.glob(pattern)):
-                time.sleep(0.002)
-            process.send_signal(signal.SIGKILL)
-            _, errors = process.communicate()
-        assert process.returncode == -signal.SIGKILL, errors.decode()
+        ended, _ = self.work.run(lambda _: any(beside not in p.parents for p in self.store.glob(pattern)))
+        assert not ended
         return sorted(self.store.glob(pattern))
 
 
@@ -138,7 +98,6 @@ def parts(store: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # five processes, each of which imports torch
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is a signal")
 def test_run_killed_in_embed_and_in_both_trainings_ends_with_the_bytes_of_an_uninterrupted_one(
     tiny_encoder: Path, tmp_path: Path
@@ -146,7 +105,7 @@ def test_run_killed_in_embed_and_in_both_trainings_ends_with_the_bytes_of_an_uni
     config = tmp_path / "resume.toml"
     config.write_text(CONFIG.format(encoder=tiny_encoder))
     stages = ("train groupvit_archive", "train grouping_archive")
-    whole, broken = (Command(config, tmp_path / name, *stages) for name in ("whole", "broken"))
+    whole, broken = (Stages(config, tmp_path / name, *stages) for name in ("whole", "broken"))
 
     embedded = broken.kill_when("embed/*/_progress/*.json")
     assert 0 < len(embedded) < 24
@@ -171,20 +130,20 @@ def test_run_killed_in_embed_and_in_both_trainings_ends_with_the_bytes_of_an_uni
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # two dozen processes, each of which imports torch
+@pytest.mark.timeout(1200)  # two dozen processes
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is a signal")
 def test_curation_killed_at_twenty_random_moments_ends_with_the_bytes_of_an_uninterrupted_one(
     tiny_encoder: Path, tmp_path: Path
 ) -> None:
     config = tmp_path / "resume.toml"
     config.write_text(CONFIG.format(encoder=tiny_encoder))
-    whole = Command(config, tmp_path / "whole", "export")
+    whole = Stages(config, tmp_path / "whole", "export")
     seconds = whole.finish()
     expected = parts(whole.store)
     moments, kills, rounds = np.random.default_rng(20), 0, 0
     while kills < 20:
-        broken = Command(config, tmp_path / f"broken{rounds}", "export")
-        while kills < 20 and broken.kill_after(moments.uniform(0, seconds)):
+        broken = Stages(config, tmp_path / f"broken{rounds}", "export")
+        while kills < 20 and not broken.work.run_for(moments.uniform(0, seconds)):
             kills += 1
         broken.finish()
         assert parts(broken.store) == expected
