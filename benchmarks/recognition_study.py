@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,7 @@ from curation.encoder import load_encoder
 from evaluation.benchmarks import Benchmark
 from evaluation.calibration import CalibrationConfig
 from evaluation.evaluate import BenchmarkConfig, EvaluateConfig, open_benchmark, protocol_of
-from evaluation.measure import measure
-from evaluation.metrics import Counts, summary
+from evaluation.metrics import Counts, confusion_counts, summary
 from evaluation.predict import PictureScores, score_picture
 from evaluation.protocols import Protocol
 from evaluation.segmenters import build_segmenter
@@ -139,6 +138,7 @@ class Study:
         assert self.settings.train.grouping is not None, "the config trains no region recognition"
         found = {node.stage.name: node.artifact for node in self.plan.nodes}
         encoder: Any = load_encoder(found["encoder"].local_folder(), "cpu")
+        encoder.encode_texts = remembered(encoder.encode_texts)
         given = {name: found[name] for name in ("regions", "mentions", "vocabulary")}
         benchmark = open_benchmark(self.asked)
         groups, size = self.settings.groups.grouping, self.settings.regions.size
@@ -161,13 +161,19 @@ class Study:
         totals = [np.zeros((labels, labels), np.int64) for _ in built]
         for image in track(benchmark.images, description=self.asked.name):
             shared.forget()
-            for number, (_, segmenter) in enumerate(built):
-                label = partial(shared.label, segmenter)
-                totals[number] += measure([image], labels, label).confusion
+            image_HWC, truth_HW = image.load_image(), image.load_mask()
+            for total, (_, segmenter) in zip(totals, built, strict=True):
+                total += confusion_counts(truth_HW, shared.label(segmenter, image_HWC), labels)
         found: dict[str, list[Counts]] = {}
         for (name, _), total in zip(built, totals, strict=True):
             found.setdefault(name, []).append(total)
         return found
+
+
+def remembered(encode_texts: Any) -> Any:
+    """All segmenters ask for the same names."""
+    known = cache(encode_texts)
+    return lambda names, templates: known(tuple(names), tuple(templates))
 
 
 def told(benchmark: Benchmark, found: Mapping[str, list[Counts]]) -> Iterator[str]:

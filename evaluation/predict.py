@@ -72,7 +72,7 @@ class PictureScores:
         if self.score_PC is None:
             return self.planes_PHW.argmax(dim=0).to(torch.uint8).cpu().numpy()
         chunks = torch.split(self.planes_PHW.flatten(1), CHUNK, dim=1)
-        labels_X = torch.cat([(self.score_PC.T @ chunk_PX).argmax(dim=0) for chunk_PX in chunks])
+        labels_X = torch.cat([(chunk_PX.T @ self.score_PC).argmax(dim=1) for chunk_PX in chunks])
         return labels_X.reshape(self.planes_PHW.shape[1:]).to(torch.uint8).cpu().numpy()
 
 

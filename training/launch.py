@@ -21,6 +21,7 @@ from storage.stage import Job
 from training.distributed import ALONE, PeerLost, Peers, by_torchrun, joined, own_cores, own_device
 
 Work = Callable[[Job[Any], Peers], None]
+FRESH = "forkserver"  # processes come from one that has the imports behind it, and neither threads nor a GPU
 
 
 def together(work: Work, job: Job[Any]) -> None:
@@ -39,7 +40,7 @@ def together(work: Work, job: Job[Any]) -> None:
     if by_torchrun():
         _take_part(work, job)
     elif job.runtime.processes > 1:
-        _spawn(work, job)
+        _start(work, job)
     else:
         work(job, ALONE)
 
@@ -52,13 +53,18 @@ def _take_part(work: Work, job: Job[Any]) -> None:
         peers.wait()  # nobody leaves while another one still asks for something
 
 
-def _spawn(work: Work, job: Job[Any]) -> None:
-    context = multiprocessing.get_context("spawn")
+def _start(work: Work, job: Job[Any]) -> None:
+    context = multiprocessing.get_context(FRESH)
+    context.set_forkserver_preload(["training.train"])
     messages = context.Queue()
     runtime = replace(job.runtime, engine=local_engine, progress=_Told(messages))
     port, world = _free_port(), job.runtime.processes
     started = start_processes(  # type: ignore[no-untyped-call]
-        _worker, (work, replace(job, runtime=runtime), world, port, messages), world, join=False
+        _worker,
+        (work, replace(job, runtime=runtime), world, port, messages),
+        world,
+        join=False,
+        start_method=FRESH,
     )
     shown = _Shown(job.runtime)
     try:
