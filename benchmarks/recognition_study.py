@@ -162,8 +162,9 @@ class Study:
         for image in track(benchmark.images, description=self.asked.name):
             shared.forget()
             image_HWC, truth_HW = image.load_image(), image.load_mask()
-            for total, (_, segmenter) in zip(totals, built, strict=True):
-                total += confusion_counts(truth_HW, shared.label(segmenter, image_HWC), labels)
+            for number, (_, segmenter) in enumerate(built):
+                found_HW = shared.label(segmenter, image_HWC)
+                totals[number] += confusion_counts(truth_HW, found_HW, labels)
         found: dict[str, list[Counts]] = {}
         for (name, _), total in zip(built, totals, strict=True):
             found.setdefault(name, []).append(total)
