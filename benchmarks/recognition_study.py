@@ -34,8 +34,10 @@ from flows.run import declared, make_runtime
 from storage.artifact import Artifact
 from storage.stage import materialize
 from training.features import unit_maps
+from training.grouping import masks
 from training.naming import RegionScores, RegionSegmenter
 from training.train import TRAIN, GroupingTraining
+from training.upsampling import upsample
 
 SEEDS = 3
 KEYS = ("miou_present", "miou", "pixel_accuracy")
@@ -51,6 +53,7 @@ class Variant:
     name: str
     training: GroupingTraining | None
     naming: Mapping[str, Any] = field(default_factory=dict)  # where it differs from the config's
+    context: bool = True  # a region is part of a map of the window; else of one of its own pixels alone
 
 
 def variants(base: GroupingTraining) -> Iterator[Variant]:
@@ -58,6 +61,8 @@ def variants(base: GroupingTraining) -> Iterator[Variant]:
     for name, training in trainings(base):
         yield Variant(f"{name}, by regions alone", training, BY_REGIONS)
         yield Variant(name, training)
+        if name in ("untrained", "caption", "both"):
+            yield Variant(f"{name}, without context", training, context=False)
     standard = CalibrationConfig("standard", base.sources)
     captions = CalibrationConfig("captions", base.sources)
     for name, training in (("untrained", None), ("caption", replace(base, nouns="caption"))):
@@ -95,22 +100,49 @@ class SharedPass:
     def forget(self) -> None:
         """Before the next picture."""
         self.scored: PictureScores | None = None
+        self.alone_XChw: Tensor | None = None
 
     def __call__(self, window_NCHW: Tensor) -> RegionScores:
         """As the first segmenter, noting what all share."""
-        self.maps_NChw = self.first.maps(window_NCHW)
+        self.window_NCHW, self.maps_NChw = window_NCHW, self.first.maps(window_NCHW)
         weight = self.first.grouping.position_weight
         self.labels_Nhw = self.first.regions(unit_maps(self.maps_NChw, weight))
         scores_NKC = self.first.pooled_scores(self.maps_NChw, self.labels_Nhw)
         return RegionScores(self.first.shares(self.labels_Nhw, window_NCHW), scores_NKC)
 
     @torch.inference_mode()
-    def label(self, segmenter: RegionSegmenter, image_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def label(
+        self, segmenter: RegionSegmenter, image_HWC: NDArray[np.uint8], context: bool
+    ) -> NDArray[np.uint8]:
         """What a segmenter sees in the picture."""
         if self.scored is None:
             self.scored = score_picture(self, image_HWC, self.protocol)
-        score_NKC = segmenter.pooled_scores(self.maps_NChw, self.labels_Nhw)
+        if context:
+            score_NKC = segmenter.pooled_scores(self.maps_NChw, self.labels_Nhw)
+        else:
+            score_NKC = self._without_context(segmenter)
         return replace(self.scored, score_PC=score_NKC.flatten(0, 1)).labels()
+
+    def _without_context(self, segmenter: RegionSegmenter) -> Tensor:
+        """Scores of regions that a forward pass of each has seen, the rest of the window being grey."""
+        masks_NKhw = masks(self.labels_Nhw, int(self.labels_Nhw.max()) + 1)
+        if self.alone_XChw is None:
+            self.alone_XChw = self._maps_alone(masks_NKhw.shape[1])
+        alone = segmenter.tower.pool(self.alone_XChw, masks_NKhw.flatten(0, 1)[:, None])
+        whole = segmenter.tower.pool(self.maps_NChw, masks_NKhw)
+        return segmenter.scores(replace(whole, region_NKD=alone.region_NKD.reshape(whole.region_NKD.shape)))
+
+    def _maps_alone(self, regions: int) -> Tensor:
+        """Maps [N·K, C, h, w] of windows of which all but one region is hidden."""
+        pixels_NCHW = self.first.pixels(self.window_NCHW)
+        height, width = pixels_NCHW.shape[2:]
+        way = self.first.grouping.upsample
+        shown_NKHW = masks(upsample(self.labels_Nhw, self.window_NCHW, height, width, way), regions)
+        maps = [
+            self.first.tower.dense(pixels_CHW * shown_KHW[:, None])
+            for pixels_CHW, shown_KHW in zip(pixels_NCHW, shown_NKHW, strict=True)
+        ]
+        return torch.cat(maps)
 
 
 @dataclass(frozen=True)
@@ -133,7 +165,7 @@ class Study:
         runtime = replace(make_runtime("local", 1, "cpu"), locations=self.plan.locations)
         return materialize(TRAIN, training, self.inputs(training), self.plan.store, runtime)
 
-    def segmenters(self) -> Iterator[tuple[str, RegionSegmenter]]:
+    def segmenters(self) -> Iterator[tuple[Variant, RegionSegmenter]]:
         """One of each variant and seed; untrained ones have no seed."""
         assert self.settings.train.grouping is not None, "the config trains no region recognition"
         found = {node.stage.name: node.artifact for node in self.plan.nodes}
@@ -150,7 +182,7 @@ class Study:
                 model = {"model": self.train(variant.training, seed)} if variant.training else {}
                 built = build_segmenter(config, benchmark, protocol_of(asked), {**given, **model}, encoder)
                 assert isinstance(built, RegionSegmenter)
-                yield variant.name, built
+                yield variant, built
 
     def counts(self) -> dict[str, list[Counts]]:
         """Confusion counts of every variant and seed."""
@@ -162,12 +194,12 @@ class Study:
         for image in track(benchmark.images, description=self.asked.name):
             shared.forget()
             image_HWC, truth_HW = image.load_image(), image.load_mask()
-            for number, (_, segmenter) in enumerate(built):
-                found_HW = shared.label(segmenter, image_HWC)
+            for number, (variant, segmenter) in enumerate(built):
+                found_HW = shared.label(segmenter, image_HWC, variant.context)
                 totals[number] += confusion_counts(truth_HW, found_HW, labels)
         found: dict[str, list[Counts]] = {}
-        for (name, _), total in zip(built, totals, strict=True):
-            found.setdefault(name, []).append(total)
+        for (variant, _), total in zip(built, totals, strict=True):
+            found.setdefault(variant.name, []).append(total)
         return found
 
 

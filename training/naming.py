@@ -95,18 +95,19 @@ class RegionSegmenter:
             scores_NKC = self.pooled_scores(maps_NChw, labels_Nhw)
         else:
             labels_Nhw = self.regions(self.features(window_NCHW))
-            scores_NKC = self._scores(self.tower(self._pixels(window_NCHW), self._masks(labels_Nhw)))
+            scores_NKC = self.scores(self.tower(self.pixels(window_NCHW), self._masks(labels_Nhw)))
         return RegionScores(self.shares(labels_Nhw, window_NCHW), scores_NKC)
 
     def maps(self, window_NCHW: Tensor) -> Tensor:
         """The tower's maps of windows [N, C, h, w]."""
-        return self.tower.dense(self._pixels(window_NCHW))
+        return self.tower.dense(self.pixels(window_NCHW))
 
     def pooled_scores(self, maps_NChw: Tensor, labels_Nhw: Tensor) -> Tensor:
         """Scores [N, K, C] of regions of such maps; only where the tower pools."""
-        return self._scores(self.tower.pool(maps_NChw, self._masks(labels_Nhw)))
+        return self.scores(self.tower.pool(maps_NChw, self._masks(labels_Nhw)))
 
-    def _pixels(self, window_NCHW: Tensor) -> Tensor:
+    def pixels(self, window_NCHW: Tensor) -> Tensor:
+        """Windows as the tower expects them."""
         return normalised(self._resized(window_NCHW), self.encoder)
 
     def _resized(self, window_NCHW: Tensor) -> Tensor:
@@ -130,8 +131,8 @@ class RegionSegmenter:
     def _masks(self, labels_Nhw: Tensor) -> Tensor:
         return masks(labels_Nhw, int(labels_Nhw.max()) + 1).to(self.encoder.device)
 
-    def _scores(self, found: Regions) -> Tensor:
-        """Scores [N, K, labels] of the regions."""
+    def scores(self, found: Regions) -> Tensor:
+        """Scores [N, K, labels] of the regions of a picture's windows."""
         region_NKD = functional.normalize(found.region_NKD, dim=-1)
         score_NKC = self.class_cosines(region_NKD)
         if self.scale:
