@@ -50,7 +50,7 @@ projection_dim = 32
 projection_hidden = 64
 
 [train.groupvit.loop]
-epochs = 6
+epochs = 4
 batch_size = 30
 checkpoint_every = 3
 
@@ -58,7 +58,7 @@ checkpoint_every = 3
 recognition = {{ trains = "head", size = 64 }}
 
 [train.grouping.loop]
-epochs = 30
+epochs = 12
 batch_size = 30
 checkpoint_every = 2
 """
