@@ -216,9 +216,7 @@ def told(benchmark: Benchmark, found: Mapping[str, list[Counts]]) -> Iterator[st
     yield "|---|---|---|---|"
     for name, seeds in found.items():
         scores = [summary(counts) for counts in seeds]
-        cells = [
-            _cell([score[key] for score in scores]) for key in ("miou_present", "miou", "pixel_accuracy")
-        ]
+        cells = [_cell([score[key] for score in scores]) for key in KEYS]
         yield f"| {name} | {' | '.join(cells)} |"
 
 
