@@ -16,7 +16,7 @@ demo: .venv/ready
 	$(BIN)/cocu demo
 
 test: check
-	$(BIN)/pytest -q $(PYTEST)
+	$(BIN)/pytest -q -n 2 --dist loadfile $(PYTEST)
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from curation.archive import ARCHIVE
 from curation.export import EXPORT, ExportConfig
-from storage.artifact import Artifact
+from storage.artifact import Artifact, Store
 from storage.reader import CorpusReader
 from storage.runtime import Runtime
 from storage.schemas import table_of
@@ -60,7 +61,9 @@ def test_export_counts_samples_per_part(curated: Any) -> None:
 
 
 @pytest.mark.parametrize("lost", [[0], [3, 29]])
-def test_export_leaves_out_what_was_not_archived_with_a_reason(lost: list[int], curated: Any) -> None:
+def test_export_leaves_out_what_was_not_archived_with_a_reason(
+    lost: list[int], curated: Any, tmp_path: Path
+) -> None:
     shards = curated["corpus"].shards
 
     def shorten(job: Job[None]) -> None:
@@ -70,8 +73,8 @@ def test_export_leaves_out_what_was_not_archived_with_a_reason(lost: list[int], 
             kept = table_of("archives", {name: table[name].take(rows) for name in table.column_names})
             job.write(Output(tables={"archives": kept}, seen=len(rows), kept=len(rows)), shard)
 
-    stage = dataclasses.replace(ARCHIVE, run=shorten, version=100 + lost[0])
-    archive = materialize(stage, None, {}, curated.plan.store, Runtime())  # type: ignore[arg-type]
+    stage = dataclasses.replace(ARCHIVE, run=shorten, version=100 + lost[0])  # each has its own export
+    archive = materialize(stage, None, {}, Store(str(tmp_path)), Runtime())  # type: ignore[arg-type]
     export = exported(curated, ExportConfig(), archive)
     ids = curated["corpus"].read("samples", shards[0])["sample_id"].to_pylist()
     quarantine = export.read("quarantine").to_pydict()

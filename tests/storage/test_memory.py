@@ -1,4 +1,5 @@
 import json
+import mmap
 import sys
 
 import pytest
@@ -14,8 +15,10 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a
 
 
 def use_a_block() -> None:
-    block = bytearray(BLOCK)
-    block[::4096] = b"x" * len(block[::4096])
+    with mmap.mmap(
+        -1, BLOCK
+    ) as block:  # pages of its own: an allocator may hold freed ones that are resident
+        block[::4096] = b"x" * (BLOCK // 4096)
 
 
 def write(job: Job[None]) -> None:

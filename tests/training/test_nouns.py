@@ -3,6 +3,7 @@
 import dataclasses
 import random
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from curation.archive import ARCHIVE
 from curation.vocabulary import MENTIONS
-from storage.artifact import Artifact
+from storage.artifact import Artifact, Store
 from storage.runtime import Runtime
 from storage.schemas import table_of
 from storage.stage import Job, Output, materialize
@@ -67,7 +68,9 @@ def test_nouns_of_the_truth_are_the_classes_the_vocabulary_knows(curated: Any) -
 
 
 @pytest.mark.parametrize("kind", ["caption", "archive"])
-def test_nouns_are_joined_by_id_whatever_the_order_of_the_sidecar(kind: Kind, curated: Any) -> None:
+def test_nouns_are_joined_by_id_whatever_the_order_of_the_sidecar(
+    kind: Kind, curated: Any, tmp_path: Path
+) -> None:
     table, stage = TABLES[kind]
     original: Artifact = curated[SIDECARS[kind]]
 
@@ -79,9 +82,7 @@ def test_nouns_are_joined_by_id_whatever_the_order_of_the_sidecar(kind: Kind, cu
                 Output({table: table_of(table, {n: rows[n].take(order) for n in rows.column_names})}), shard
             )
 
-    stirred = materialize(
-        dataclasses.replace(stage, run=shuffle, version=100), None, {}, curated.plan.store, Runtime()
-    )
+    stirred = materialize(dataclasses.replace(stage, run=shuffle), None, {}, Store(str(tmp_path)), Runtime())
     shard = original.shards[0]
     ids = ids_of(curated, shard)
     present = set(stirred.read(table, shard)["sample_id"].to_pylist())
