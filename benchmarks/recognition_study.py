@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,12 @@ from flows.config import Config, load_config
 from flows.plan import Plan
 from flows.run import declared, make_runtime
 from storage.artifact import Artifact
-from storage.stage import materialize
+from storage.stage import Stage, materialize
 from training.features import unit_maps
-from training.grouping import masks
+from training.groups import REGIONS
 from training.naming import RegionScores, RegionSegmenter
+from training.regions import RegionEncoder, Regions
 from training.train import TRAIN, GroupingTraining
-from training.upsampling import upsample
 
 SEEDS = 3
 KEYS = ("miou_present", "miou", "pixel_accuracy")
@@ -53,7 +53,10 @@ class Variant:
     name: str
     training: GroupingTraining | None
     naming: Mapping[str, Any] = field(default_factory=dict)  # where it differs from the config's
-    context: bool = True  # a region is part of a map of the window; else of one of its own pixels alone
+    context: bool = (
+        True  # regions see the window around them at inference; else a pass each, of their own pixels
+    )
+    learnt: bool = True  # the same in training
 
 
 def variants(base: GroupingTraining) -> Iterator[Variant]:
@@ -61,8 +64,11 @@ def variants(base: GroupingTraining) -> Iterator[Variant]:
     for name, training in trainings(base):
         yield Variant(f"{name}, by regions alone", training, BY_REGIONS)
         yield Variant(name, training)
-        if name in ("untrained", "caption", "both"):
-            yield Variant(f"{name}, without context", training, context=False)
+        if name in ("untrained", "caption", "archive", "both"):
+            yield Variant(f"{name}, named without context", training, context=False)
+        if name in ("caption", "archive", "both"):
+            yield Variant(f"{name}, learnt without context", training, learnt=False)
+            yield Variant(f"{name}, learnt and named without", training, context=False, learnt=False)
     standard = CalibrationConfig("standard", base.sources)
     captions = CalibrationConfig("captions", base.sources)
     for name, training in (("untrained", None), ("caption", replace(base, nouns="caption"))):
@@ -100,7 +106,7 @@ class SharedPass:
     def forget(self) -> None:
         """Before the next picture."""
         self.scored: PictureScores | None = None
-        self.alone_XChw: Tensor | None = None
+        self.alone: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, window_NCHW: Tensor) -> RegionScores:
         """As the first segmenter, noting what all share."""
@@ -125,24 +131,14 @@ class SharedPass:
 
     def _without_context(self, segmenter: RegionSegmenter) -> Tensor:
         """Scores of regions that a forward pass of each has seen, the rest of the window being grey."""
-        masks_NKhw = masks(self.labels_Nhw, int(self.labels_Nhw.max()) + 1)
-        if self.alone_XChw is None:
-            self.alone_XChw = self._maps_alone(masks_NKhw.shape[1])
-        alone = segmenter.tower.pool(self.alone_XChw, masks_NKhw.flatten(0, 1)[:, None])
-        whole = segmenter.tower.pool(self.maps_NChw, masks_NKhw)
-        return segmenter.scores(replace(whole, region_NKD=alone.region_NKD.reshape(whole.region_NKD.shape)))
-
-    def _maps_alone(self, regions: int) -> Tensor:
-        """Maps [N·K, C, h, w] of windows of which all but one region is hidden."""
-        pixels_NCHW = self.first.pixels(self.window_NCHW)
-        height, width = pixels_NCHW.shape[2:]
-        way = self.first.grouping.upsample
-        shown_NKHW = masks(upsample(self.labels_Nhw, self.window_NCHW, height, width, way), regions)
-        maps = [
-            self.first.tower.dense(pixels_CHW * shown_KHW[:, None])
-            for pixels_CHW, shown_KHW in zip(pixels_NCHW, shown_NKHW, strict=True)
-        ]
-        return torch.cat(maps)
+        if self.alone is None:
+            tower = RegionEncoder(self.first.tower.visual, context=False)
+            drawn_NKHW = self.first.drawn(self.labels_Nhw, self.window_NCHW)
+            self.alone = tower.tokens(self.first.pixels(self.window_NCHW), drawn_NKHW)
+        tokens_NKC, valid_NK = self.alone
+        whole_NC = self.maps_NChw.mean((2, 3))
+        tower = segmenter.tower
+        return segmenter.scores(Regions(tower.project(tokens_NKC), tower.project(whole_NC), valid_NK))
 
 
 @dataclass(frozen=True)
@@ -153,25 +149,35 @@ class Study:
     plan: Plan
     asked: BenchmarkConfig
 
-    def inputs(self, training: GroupingTraining) -> dict[str, Artifact]:
-        """What training reads, and naming is calibrated by."""
-        found = {node.stage.name: node.artifact for node in self.plan.nodes}
-        curated = {name: found[name] for name in ("corpus", "vocabulary", "mentions", "archive")}
-        return {"encoder": found["encoder"], "regions": found["regions"], **training.inputs(curated)}
+    @cached_property
+    def found(self) -> dict[str, Artifact]:
+        """What the run made, by stage."""
+        return {node.stage.name: node.artifact for node in self.plan.nodes}
 
-    def train(self, training: GroupingTraining, seed: int) -> Artifact:
+    @cached_property
+    def alone(self) -> Artifact:
+        """The vectors of the same regions without context."""
+        given = {name: self.found[name] for name in ("corpus", "encoder", "groups")}
+        return self._made(REGIONS, replace(self.settings.regions, context=False), given)
+
+    def train(self, training: GroupingTraining, seed: int, context: bool) -> Artifact:
         """Trains, or takes what is in the store."""
         training = replace(training, loop=replace(training.loop, seed=seed))
+        curated = {name: self.found[name] for name in ("corpus", "vocabulary", "mentions", "archive")}
+        regions = self.found["regions"] if context else self.alone
+        given = {"encoder": self.found["encoder"], "regions": regions, **training.inputs(curated)}
+        return self._made(TRAIN, training, given)
+
+    def _made(self, stage: Stage[Any], config: Any, given: Mapping[str, Artifact]) -> Artifact:
         runtime = replace(make_runtime("local", 1, "cpu"), locations=self.plan.locations)
-        return materialize(TRAIN, training, self.inputs(training), self.plan.store, runtime)
+        return materialize(stage, config, given, self.plan.store, runtime)
 
     def segmenters(self) -> Iterator[tuple[Variant, RegionSegmenter]]:
         """One of each variant and seed; untrained ones have no seed."""
         assert self.settings.train.grouping is not None, "the config trains no region recognition"
-        found = {node.stage.name: node.artifact for node in self.plan.nodes}
-        encoder: Any = load_encoder(found["encoder"].local_folder(), "cpu")
+        encoder: Any = load_encoder(self.found["encoder"].local_folder(), "cpu")
         encoder.encode_texts = remembered(encoder.encode_texts)
-        given = {name: found[name] for name in ("regions", "mentions", "vocabulary")}
+        given = {name: self.found[name] for name in ("regions", "mentions", "vocabulary")}
         benchmark = open_benchmark(self.asked)
         groups, size = self.settings.groups.grouping, self.settings.regions.size
         for variant in variants(self.settings.train.grouping):
@@ -179,7 +185,9 @@ class Study:
             name = "grouping" if variant.training else "grouping_untrained"
             config = EvaluateConfig.of(name, asked, groups, size)
             for seed in range(SEEDS if variant.training else 1):
-                model = {"model": self.train(variant.training, seed)} if variant.training else {}
+                model: dict[str, Artifact] = {}
+                if variant.training:
+                    model["model"] = self.train(variant.training, seed, variant.learnt)
                 built = build_segmenter(config, benchmark, protocol_of(asked), {**given, **model}, encoder)
                 assert isinstance(built, RegionSegmenter)
                 yield variant, built

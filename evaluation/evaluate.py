@@ -61,14 +61,17 @@ class EvaluateConfig:
     benchmark: BenchmarkConfig
     grouping: GroupingConfig = field(default_factory=GroupingConfig)  # regions at inference
     size: int = 224  # pixels a window is named at
+    context: bool = True  # its regions see the window around them, as in training
 
     @staticmethod
-    def of(model: str, benchmark: BenchmarkConfig, grouping: GroupingConfig, size: int) -> "EvaluateConfig":
+    def of(
+        model: str, benchmark: BenchmarkConfig, grouping: GroupingConfig, size: int, context: bool = True
+    ) -> "EvaluateConfig":
         """The evaluation of a model by its name, which begins with its method."""
         if model.startswith("groupvit"):
             return EvaluateConfig(model, "groupvit", benchmark)
         special: dict[str, Subject] = {"grouping_untrained": "untrained", "grouping_oracle": "oracle"}
-        return EvaluateConfig(model, special.get(model, "grouping"), benchmark, grouping, size)
+        return EvaluateConfig(model, special.get(model, "grouping"), benchmark, grouping, size, context)
 
 
 def class_names(config: BenchmarkConfig) -> tuple[str, ...]:

@@ -75,7 +75,9 @@ def build_segmenter(
     if config.subject == "groupvit":
         assert model is not None, "GroupViT has no untrained form"
         return _groupvit(benchmark, protocol, model, encoder)
-    tower = RegionEncoder(deepcopy(encoder.visual))  # pixels are grouped by the encoder as it came
+    tower = RegionEncoder(
+        deepcopy(encoder.visual), config.context
+    )  # pixels are grouped by the encoder as it came
     if model is not None:
         tower.load_state_dict(load_file(model.file(MODEL)))
     frozen = model is None or model.manifest.config["recognition"]["trains"] == "head"

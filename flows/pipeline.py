@@ -155,6 +155,14 @@ def regions_of(do: Plan, c: Config, encoder: Artifact, corpus: Artifact) -> Arti
     return do(REGIONS, c.regions, corpus=corpus, encoder=encoder, groups=groups)
 
 
+def seen_at(c: Config) -> tuple[int, bool]:
+    """At which size a segmenter names regions, and whether in their context: as it was trained."""
+    training = c.train.grouping
+    if training and training.recognition.trains != "head":  # it reads images, and no stored regions
+        return training.recognition.size, training.recognition.context
+    return c.regions.size, c.regions.context
+
+
 def calibration(do: Plan, c: Config, run: BenchmarkRun, encoder: Artifact, curated: Artifacts) -> Artifacts:
     """What region naming is calibrated by, where a benchmark asks for it."""
     if run.benchmark.calibration.kind == "none":
@@ -171,7 +179,7 @@ def evaluations(
     ceilings = ("grouping_untrained", "grouping_oracle") if c.evaluate.ceilings and c.train.grouping else ()
     scores: Artifacts = {}
     for model in (*models, *ceilings):
-        config = EvaluateConfig.of(model, run.benchmark, c.groups.grouping, c.regions.size)
+        config = EvaluateConfig.of(model, run.benchmark, c.groups.grouping, *seen_at(c))
         label, weights = f"evaluate {model} on {run.benchmark.name}", models.get(model)
         scores[f"score {model} on {run.benchmark.name}"] = do(
             EVALUATE, config, label, model=weights, encoder=encoder, labelled=labelled, **scales
@@ -187,7 +195,7 @@ def previews(
     first = curated["corpus"] if run is c.evaluate.benchmarks[0] else None
     shown: Artifacts = {}
     for model, weights in models.items():
-        config = EvaluateConfig.of(model, run.benchmark, c.groups.grouping, c.regions.size)
+        config = EvaluateConfig.of(model, run.benchmark, c.groups.grouping, *seen_at(c))
         label, seen = f"preview {model} on {run.benchmark.name}", PreviewConfig(config, c.report.examples)
         shown[label] = do(
             PREVIEW, seen, label, model=weights, encoder=encoder, labelled=labelled, corpus=first, **scales

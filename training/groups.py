@@ -54,6 +54,7 @@ class RegionsConfig:
     """Region vectors of a frozen tower."""
 
     size: int = 224  # pixels: images are resized to size x size
+    context: bool = True  # regions see the image around them; else a pass each, of their own pixels
     batch_size: int = 32  # images per forward pass
 
 
@@ -146,7 +147,7 @@ def encode_regions(job: Job[RegionsConfig]) -> None:
 
 def _make_regions(config: RegionsConfig, reader: CorpusReader, groups: Artifact, load: Any) -> ShardFunction:
     encoder: EncoderLike = load()
-    tower = RegionEncoder(encoder.visual).eval()
+    tower = RegionEncoder(encoder.visual, config.context).eval()
     return lambda shard: _regions_shard(config, reader, groups, encoder, tower, shard)
 
 

@@ -14,7 +14,7 @@ from training.features import Backbone, unit_maps
 from training.grouping import GroupingConfig, group, masks
 from training.groups import normalised
 from training.regions import RegionEncoder, Regions
-from training.upsampling import shares
+from training.upsampling import shares, upsample
 
 LEAST = -100.0  # below every score: windows are averaged, and minus infinity would spread
 COARSER = 2  # shares are told at every second pixel of a window: what lies between is interpolated
@@ -95,7 +95,8 @@ class RegionSegmenter:
             scores_NKC = self.pooled_scores(maps_NChw, labels_Nhw)
         else:
             labels_Nhw = self.regions(self.features(window_NCHW))
-            scores_NKC = self.scores(self.tower(self.pixels(window_NCHW), self._masks(labels_Nhw)))
+            drawn_NKHW = self.drawn(labels_Nhw, window_NCHW)
+            scores_NKC = self.scores(self.tower(self.pixels(window_NCHW), drawn_NKHW))
         return RegionScores(self.shares(labels_Nhw, window_NCHW), scores_NKC)
 
     def maps(self, window_NCHW: Tensor) -> Tensor:
@@ -117,6 +118,11 @@ class RegionSegmenter:
         return functional.interpolate(
             window_NCHW, square, mode="bilinear", align_corners=False, antialias=True
         )
+
+    def drawn(self, labels_Nhw: Tensor, window_NCHW: Tensor) -> Tensor:
+        """Masks [N, K, H, W] as fine as the stage ``groups`` stores them, which towers are trained on."""
+        labels_Nhw, size = labels_Nhw.to(self.encoder.device), self.grouping.size
+        return self._masks(upsample(labels_Nhw, window_NCHW, size, size, self.grouping.upsample))
 
     def regions(self, features_NChw: Tensor) -> Tensor:
         """Labels [N, h, w]. Every window has the same seed, so none depends on its batch."""

@@ -28,6 +28,7 @@ class RecognitionConfig:
         "head"  # of the tower: head, last:N, projections, lora:R or all (training/regions.py, `trainable`)
     )
     size: int = 224  # pixels: images are resized to size x size
+    context: bool = True  # regions see the image around them; else a pass each, of their own pixels
     temperature: float = 0.07  # of the contrast
     pooling: Pooling = "max"  # of an image's regions, for a noun: the best, or their mean by softmax
     both_ways: bool = False  # images find their nouns too: for comparison with the one-way loss
@@ -117,7 +118,7 @@ class RecognitionObjective:
         if config.trains == "none":
             raise ConfigError(f"train.grouping.recognition.trains is 'none'; choose another of {PARTS}")
         self.config, self.encoder = config, encoder
-        self.model: RegionEncoder = RegionEncoder(encoder.visual.float())
+        self.model: RegionEncoder = RegionEncoder(encoder.visual.float(), config.context)
         trainable(self.model, config.trains)
         vectors = concepts["vector"].combine_chunks()
         table_CD = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(concepts), -1)

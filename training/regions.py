@@ -3,7 +3,9 @@
 import re
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from training.low_rank import adapt, merge
 from training.region_masking import MaskedTransformer, is_transformer
@@ -27,6 +29,9 @@ class RegionEncoder(nn.Module):
     Transformers mask attention (`training.region_masking`), convolutional towers pool under the masks
     (`training.region_pooling`). The images' own vectors are the tower's, bit for bit, whatever the regions.
 
+    Without context each region is encoded by a forward pass of its own, which sees no other pixel: the rest
+    of the image is its mean colour. That is for comparison; it takes as many passes as there are regions.
+
     What `trainable` has frozen stays in evaluation mode, whatever `train()` is told, and batch norms keep
     their statistics unless the whole tower learns.
 
@@ -34,10 +39,11 @@ class RegionEncoder(nn.Module):
         ValueError: for a tower that cannot be adapted; the message names those that can.
     """
 
-    def __init__(self, visual: nn.Module) -> None:
+    def __init__(self, visual: nn.Module, context: bool = True) -> None:
         super().__init__()
         self._tower = _adapt(visual)
         self.visual = visual
+        self.context = context
 
     def forward(self, image_NCHW: Tensor, regions_NKhw: Tensor) -> Regions:
         """Encodes images and their regions.
@@ -56,7 +62,10 @@ class RegionEncoder(nn.Module):
                 f"got regions {list(regions_NKhw.shape)} for images {list(image_NCHW.shape)}; "
                 "give masks [N, K, h, w] of the same N images"
             )
-        regions_NKC, pooled_NC, valid_NK = self._tower.tokens(image_NCHW, regions_NKhw)
+        seen_at_once = regions_NKhw if self.context else regions_NKhw[:, :0]
+        regions_NKC, pooled_NC, valid_NK = self._tower.tokens(image_NCHW, seen_at_once)
+        if not self.context:
+            regions_NKC, valid_NK = self.tokens(image_NCHW, regions_NKhw)
         return Regions(self.project(regions_NKC), self.project(pooled_NC), valid_NK)
 
     def tokens(self, image_NCHW: Tensor, regions_NKhw: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,13 +73,16 @@ class RegionEncoder(nn.Module):
 
         With everything else frozen they never change, so training the projection can start from them.
         """
-        regions_NKC, _, valid_NK = self._tower.tokens(image_NCHW, regions_NKhw)
-        return regions_NKC, valid_NK
+        if self.context or regions_NKhw.shape[1] == 0:
+            regions_NKC, _, valid_NK = self._tower.tokens(image_NCHW, regions_NKhw)
+            return regions_NKC, valid_NK
+        alone = [self._tower.tokens(_hidden(image_NCHW, r), r) for r in torch.split(regions_NKhw, 1, dim=1)]
+        return torch.cat([token for token, _, _ in alone], 1), torch.cat([valid for *_, valid in alone], 1)
 
     @property
     def pools(self) -> bool:
         """Whether regions are means of the maps that `dense` gives, so that maps in hand can be pooled."""
-        return isinstance(self._tower, PooledConvolutions)
+        return self.context and isinstance(self._tower, PooledConvolutions)
 
     def pool(self, maps_NCHW: Tensor, regions_NKhw: Tensor) -> Regions:
         """Regions of maps that `dense` gave. Only where the tower pools."""
@@ -153,6 +165,11 @@ def trainable(encoder: RegionEncoder, parts: str) -> list[nn.Parameter]:
         parameter.requires_grad_(True)
     encoder.train(encoder.training)
     return chosen
+
+
+def _hidden(image_NCHW: Tensor, region_N1hw: Tensor) -> Tensor:
+    """Normalised images of which one region is left; 0 is the mean colour."""
+    return image_NCHW * functional.interpolate(region_N1hw.to(image_NCHW.dtype), image_NCHW.shape[2:])
 
 
 def _adapt(visual: nn.Module) -> MaskedTransformer | PooledConvolutions:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from flows.config import load_config, parse_config
-from flows.pipeline import with_classes
+from flows.pipeline import seen_at, with_classes
 from storage.errors import ConfigError
 
 LEAST = """
@@ -82,6 +82,17 @@ def test_vocabulary_gains_the_class_names_of_the_benchmarks_that_it_always_keeps
     assert {"aeroplane", "airplane", "potted plant", "person", "woman"} <= set(always[2:])
     without = load_config(write(tmp_path, "\n".join([LEAST, benchmark])))
     assert with_classes(without) == without.vocabulary
+
+
+@pytest.mark.parametrize(
+    ("trains", "size", "context"), [("head", "regions.size=96", "regions.context=false"),
+    ("last", "train.grouping.recognition.size=96", "train.grouping.recognition.context=false")],
+)  # fmt: skip
+def test_segmenter_names_regions_as_it_was_trained_to(trains, size, context):
+    settings = load_config(
+        Path("configs/demo_vit.toml"), [f'train.grouping.recognition.trains="{trains}"', size, context]
+    )
+    assert seen_at(settings) == (96, False)
 
 
 def test_vocabulary_with_classes_of_no_benchmark_is_refused(tmp_path):

@@ -121,6 +121,26 @@ def test_a_region_token_of_unseen_patches_still_reads_the_context_they_carry() -
     assert not torch.allclose(before, after, atol=1e-3)
 
 
+@pytest.mark.parametrize(("make", "size"), [(transformer, 32), (convolutional, 128)])
+def test_without_context_a_region_is_encoded_by_a_pass_that_sees_no_other_pixel(
+    make: Make, size: int
+) -> None:
+    tower, image, regions = make(), images(size), masks(3)
+    changed = image.clone()
+    outside_NHW = ~regions[:, 1].repeat_interleave(size // 4, 1).repeat_interleave(size // 4, 2)
+    changed += outside_NHW[:, None]
+    alone = RegionEncoder(tower, context=False).eval()
+    with torch.no_grad():
+        got, other = alone(image, regions), alone(changed, regions)
+        masked = RegionEncoder(tower)(image * ~outside_NHW[:, None], regions[:, 1:2])
+        together = RegionEncoder(tower)(image, regions)
+    assert torch.equal(got.region_NKD[:, 1], other.region_NKD[:, 1])
+    torch.testing.assert_close(got.region_NKD[:, 1:2], masked.region_NKD, rtol=0, atol=1e-5)
+    assert not torch.allclose(got.region_NKD, together.region_NKD, atol=1e-3)
+    assert torch.equal(got.pooled_ND, together.pooled_ND)  # the image's own vector sees all of it
+    assert not alone.pools  # maps in hand have seen the context
+
+
 @pytest.mark.parametrize(("make", "size"), [(transformer, 32), (convolutional, 64)])
 def test_a_region_of_no_cell_is_marked_invalid_and_stays_finite(make: Make, size: int) -> None:
     tower = make()
