@@ -136,9 +136,8 @@ class SharedPass:
             drawn_NKHW = self.first.drawn(self.labels_Nhw, self.window_NCHW)
             self.alone = tower.tokens(self.first.pixels(self.window_NCHW), drawn_NKHW)
         tokens_NKC, valid_NK = self.alone
-        whole_NC = self.maps_NChw.mean((2, 3))
-        tower = segmenter.tower
-        return segmenter.scores(Regions(tower.project(tokens_NKC), tower.project(whole_NC), valid_NK))
+        found: Regions = segmenter.tower.projected(tokens_NKC, self.maps_NChw.mean((2, 3)), valid_NK)
+        return segmenter.scores(found)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ in a region is not what it learns. What the regions of the training images score
 captions name: enough to set the nouns against each other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,12 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from evaluation.benchmarks import Benchmark
-from evaluation.concepts import class_lookup
-from storage.artifact import Artifact
+from evaluation.training_images import TrainingImages, named
 from training.naming import RegionSegmenter
 from training.regions import RegionEncoder
-from training.views import read_regions
 
+IntArray = NDArray[np.int64]
 SHRINKAGE = np.array([20.0, 0.5])  # pulls slope and intercept of a name towards those of all; of z-scores
 
 
@@ -51,69 +50,31 @@ class Affine:
         return scores * self.slope_C.to(scores) + self.intercept_C.to(scores)
 
 
-@dataclass(frozen=True, eq=False)
-class TrainingRegions:
-    """Regions of unlabelled training images: unit vectors [R, D], their images, and what captions name."""
-
-    vector_RD: Tensor
-    image_R: NDArray[np.int64]
-    nouns: list[list[str]]  # of each image
-
-    def named(self, names: Sequence[Sequence[str]]) -> NDArray[np.bool_]:
-        """Whether the caption of an image names a class, by any of its names or their plurals: [N, C]."""
-        lookup = class_lookup([own[0] for own in names], {own[0]: own[1:] for own in names})
-        place = {own[0]: number for number, own in enumerate(names)}
-        found_NC = np.zeros((len(self.nouns), len(names)), bool)
-        for row, nouns in enumerate(self.nouns):
-            found_NC[row, [place[lookup[noun]] for noun in nouns if noun in lookup]] = True
-        return found_NC
-
-
 def calibrate(
-    segmenter: RegionSegmenter, config: CalibrationConfig, benchmark: Benchmark, given: Mapping[str, Artifact]
+    segmenter: RegionSegmenter, config: CalibrationConfig, benchmark: Benchmark, images: TrainingImages
 ) -> None:
-    """Sets a segmenter's scales, from the artifacts `regions`, `mentions` and `vocabulary`."""
-    seen = training_regions(
-        given["regions"], given["mentions"], given["vocabulary"], segmenter.tower, config.sources
-    )
-    segmenter.scale = _scale(config, segmenter.class_cosines(seen.vector_RD), seen, benchmark.synonyms)
+    """Sets a segmenter's scales by training images."""
+    vector_RD, image_R, nouns = _unit_vectors(images, segmenter.tower)
+
+    def scale(scores_RC: Tensor, names: Sequence[Sequence[str]]) -> Affine:
+        if config.kind == "standard":
+            return standardised(scores_RC)
+        return by_captions(scores_RC, image_R, named(nouns, names), config.prior)
+
+    segmenter.scale = scale(segmenter.class_cosines(vector_RD), benchmark.synonyms)
     if segmenter.background_BD is not None:
-        scores_RB = seen.vector_RD @ segmenter.background_BD.T
         names = [(name,) for name in benchmark.background_names]
-        segmenter.background_scale = _scale(config, scores_RB, seen, names)
+        segmenter.background_scale = scale(vector_RD @ segmenter.background_BD.T, names)
 
 
-def _scale(
-    config: CalibrationConfig, scores_RC: Tensor, seen: TrainingRegions, names: Sequence[Sequence[str]]
-) -> Affine:
-    if config.kind == "standard":
-        return standardised(scores_RC)
-    return by_captions(scores_RC, seen.image_R, seen.named(names), config.prior)
-
-
-def training_regions(
-    regions: Artifact, mentions: Artifact, vocabulary: Artifact, tower: RegionEncoder, sources: Sequence[str]
-) -> TrainingRegions:
-    """Reads stored region vectors and projects them by a tower's head."""
-    name_C = vocabulary.read("concepts", columns=["name"])["name"].to_pylist()
-    vectors, counts, nouns = [], [], []
-    for shard in regions.shards:
-        if sources and shard.split("/")[0] not in sources:
-            continue
-        said: Mapping[str, list[int]] = dict(_rows(mentions, shard))
-        for sample_id, tokens_KC in read_regions(regions, shard).items():
-            vectors.append(tokens_KC.float())
-            counts.append(len(tokens_KC))
-            nouns.append([name_C[concept] for concept in said.get(sample_id, [])])
+def _unit_vectors(images: TrainingImages, tower: RegionEncoder) -> tuple[Tensor, IntArray, list[list[str]]]:
+    """Vectors of all regions [R, D], as a tower's head projects them; their images [R]; nouns of captions."""
+    tokens, nouns = zip(*images, strict=True)
     device = next(tower.parameters()).device
     with torch.inference_mode():
-        vector_RD = functional.normalize(tower.project(torch.cat(vectors).to(device)), dim=-1)
-    return TrainingRegions(vector_RD, np.repeat(np.arange(len(counts)), counts), nouns)
-
-
-def _rows(mentions: Artifact, shard: str) -> list[tuple[str, list[int]]]:
-    table = mentions.read("mentions", shard)
-    return list(zip(table["sample_id"].to_pylist(), table["concept_ids"].to_pylist(), strict=True))
+        vector_RD = tower.project(torch.cat(tokens).float().to(device))
+    image_R = np.repeat(np.arange(len(tokens)), [len(own) for own in tokens])
+    return functional.normalize(vector_RD, dim=-1), image_R, list(nouns)
 
 
 def standardised(scores_RC: Tensor) -> Affine:

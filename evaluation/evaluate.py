@@ -16,6 +16,7 @@ import pyarrow as pa
 from evaluation import classes
 from evaluation.benchmarks import Benchmark, cityscapes, coco_object, prompt_names, shards, voc
 from evaluation.calibration import CalibrationConfig
+from evaluation.discriminants import DiscriminantConfig
 from evaluation.labelled import LabelledImage
 from evaluation.measure import Measurement
 from evaluation.metrics import Counts, class_rows, summary
@@ -48,6 +49,7 @@ class BenchmarkConfig:
     top_k: int = 0  # classes a picture may show, by its own vector; 0 for all (region naming)
     image_weight: float = 0.0  # of a class' cosine to the picture beside that to a region (region naming)
     background_bias: float = 0.0  # added to what the background's names score (region naming)
+    discriminants: DiscriminantConfig = field(default_factory=DiscriminantConfig)  # of region naming
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)  # of region naming
     limit: int = 0  # images, evenly spread; 0 for all
 
@@ -62,6 +64,12 @@ class EvaluateConfig:
     grouping: GroupingConfig = field(default_factory=GroupingConfig)  # regions at inference
     size: int = 224  # pixels a window is named at
     context: bool = True  # its regions see the window around them, as in training
+
+    @property
+    def learns_from_captions(self) -> bool:
+        """Whether naming is told what the captions of the training images say of their regions."""
+        asked = self.benchmark.calibration.kind != "none" or self.benchmark.discriminants.weight > 0
+        return asked and self.subject in ("grouping", "untrained")
 
     @staticmethod
     def of(

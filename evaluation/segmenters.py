@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,10 +13,12 @@ from safetensors.torch import load_file
 
 from evaluation.benchmarks import Benchmark
 from evaluation.calibration import calibrate
+from evaluation.discriminants import learn
 from evaluation.labelled import LabelledImage
 from evaluation.measure import Measurement, measure
 from evaluation.predict import Segmenter, predict, resize
 from evaluation.protocols import Protocol, prompts
+from evaluation.training_images import TrainingImages
 from storage.artifact import Artifact
 from storage.errors import ConfigError
 from training.encoder import EncoderLike
@@ -29,7 +32,7 @@ from training.train import MODEL
 from training.upsampling import upsample
 
 if TYPE_CHECKING:
-    from evaluation.evaluate import EvaluateConfig
+    from evaluation.evaluate import BenchmarkConfig, EvaluateConfig
 
 Subject = Literal["groupvit", "grouping", "untrained", "oracle"]
 LabelImage = Callable[[LabelledImage, int], Measurement]
@@ -69,7 +72,7 @@ def build_segmenter(
         encoder: untrained.
 
     Raises:
-        ConfigError: for a calibration by stored regions of a tower of which more than the head was trained.
+        ConfigError: for what is learnt of stored regions, if more of the tower than its head was trained.
     """
     model = given.get("model")
     if config.subject == "groupvit":
@@ -115,14 +118,34 @@ def _region_segmenter(
         size=config.size,
         naming=Naming(asked.top_k, asked.image_weight, asked.background_bias),
     )
-    if asked.calibration.kind != "none":
+    if config.learns_from_captions:
         if not frozen:
             raise ConfigError(
-                "a calibration reads stored regions, and this tower has changed since: train its "
-                "head alone (train.grouping.recognition.trains) or set calibration.kind to none"
+                "calibration and discriminants read stored regions, and this tower has changed since: "
+                "train its head alone (train.grouping.recognition.trains), or set calibration.kind to none "
+                "and discriminants.weight to 0"
             )
-        calibrate(segmenter, asked.calibration, benchmark, given)
+        _learn_from_captions(segmenter, asked, benchmark, given)
     return segmenter
+
+
+def _learn_from_captions(
+    segmenter: RegionSegmenter,
+    asked: "BenchmarkConfig",
+    benchmark: Benchmark,
+    given: Mapping[str, Artifact],
+) -> None:
+    def images(sources: tuple[str, ...]) -> TrainingImages:
+        return TrainingImages(given["regions"], given["mentions"], given["vocabulary"], sources)
+
+    if asked.calibration.kind != "none":
+        calibrate(segmenter, asked.calibration, benchmark, images(asked.calibration.sources))
+    if weight := asked.discriminants.weight:
+        seen = images(asked.discriminants.sources)
+        discriminants = learn(seen, benchmark.synonyms, asked.discriminants.shrinkage)
+        segmenter.naming = replace(
+            segmenter.naming, evidence=lambda tokens_RD: weight * discriminants(tokens_RD)
+        )
 
 
 def _class_vectors(

@@ -163,9 +163,11 @@ def seen_at(c: Config) -> tuple[int, bool]:
     return c.regions.size, c.regions.context
 
 
-def calibration(do: Plan, c: Config, run: BenchmarkRun, encoder: Artifact, curated: Artifacts) -> Artifacts:
-    """What region naming is calibrated by, where a benchmark asks for it."""
-    if run.benchmark.calibration.kind == "none":
+def captioned_regions(
+    do: Plan, c: Config, config: EvaluateConfig, encoder: Artifact, curated: Artifacts
+) -> Artifacts:
+    """What naming learns from captions, where a benchmark asks for it."""
+    if not config.learns_from_captions:
         return {}
     named = {name: curated[name] for name in ("mentions", "vocabulary")}
     return {"regions": regions_of(do, c, encoder, curated["corpus"]), **named}
@@ -175,14 +177,15 @@ def evaluations(
     do: Plan, c: Config, run: BenchmarkRun, encoder: Artifact, models: Artifacts, curated: Artifacts
 ) -> Artifacts:
     """Every model on one benchmark; beside them the untrained encoder and the oracle of its regions."""
-    labelled, scales = labelled_images(do, run), calibration(do, c, run, encoder, curated)
+    labelled = labelled_images(do, run)
     ceilings = ("grouping_untrained", "grouping_oracle") if c.evaluate.ceilings and c.train.grouping else ()
     scores: Artifacts = {}
     for model in (*models, *ceilings):
         config = EvaluateConfig.of(model, run.benchmark, c.groups.grouping, *seen_at(c))
+        learnt = captioned_regions(do, c, config, encoder, curated)
         label, weights = f"evaluate {model} on {run.benchmark.name}", models.get(model)
         scores[f"score {model} on {run.benchmark.name}"] = do(
-            EVALUATE, config, label, model=weights, encoder=encoder, labelled=labelled, **scales
+            EVALUATE, config, label, model=weights, encoder=encoder, labelled=labelled, **learnt
         )
     return scores
 
@@ -191,14 +194,15 @@ def previews(
     do: Plan, c: Config, run: BenchmarkRun, encoder: Artifact, models: Artifacts, curated: Artifacts
 ) -> Artifacts:
     """What each model sees in some images of the benchmark and (once) of the corpus, for the report."""
-    labelled, scales = labelled_images(do, run), calibration(do, c, run, encoder, curated)
+    labelled = labelled_images(do, run)
     first = curated["corpus"] if run is c.evaluate.benchmarks[0] else None
     shown: Artifacts = {}
     for model, weights in models.items():
         config = EvaluateConfig.of(model, run.benchmark, c.groups.grouping, *seen_at(c))
+        learnt = captioned_regions(do, c, config, encoder, curated)
         label, seen = f"preview {model} on {run.benchmark.name}", PreviewConfig(config, c.report.examples)
         shown[label] = do(
-            PREVIEW, seen, label, model=weights, encoder=encoder, labelled=labelled, corpus=first, **scales
+            PREVIEW, seen, label, model=weights, encoder=encoder, labelled=labelled, corpus=first, **learnt
         )
     return shown
 

@@ -18,6 +18,7 @@ from training.upsampling import shares, upsample
 
 LEAST = -100.0  # below every score: windows are averaged, and minus infinity would spread
 COARSER = 2  # shares are told at every second pixel of a window: what lies between is interpolated
+Evidence = Callable[[Tensor], Tensor]  # tokens of a picture's regions [R, C'] -> scores of the classes [C]
 Scale = Callable[[Tensor], Tensor]
 
 
@@ -39,6 +40,7 @@ class Naming:
     top_k: int = 0  # classes a picture may show: its nearest ones; 0 for all
     image_weight: float = 0.0  # of how much farther than the nearest a class is from the picture
     background_bias: float = 0.0  # added to what the background's names score
+    evidence: Evidence | None = None  # what else tells which classes a picture shows
 
 
 class RegionSegmenter:
@@ -122,7 +124,8 @@ class RegionSegmenter:
     def drawn(self, labels_Nhw: Tensor, window_NCHW: Tensor) -> Tensor:
         """Masks [N, K, H, W] as fine as the stage ``groups`` stores them, which towers are trained on."""
         labels_Nhw, size = labels_Nhw.to(self.encoder.device), self.grouping.size
-        return self._masks(upsample(labels_Nhw, window_NCHW, size, size, self.grouping.upsample))
+        fine_NHW = upsample(labels_Nhw, window_NCHW, size, size, self.grouping.upsample)
+        return masks(fine_NHW, int(labels_Nhw.max()) + 1)  # a region may be too small to be drawn
 
     def regions(self, features_NChw: Tensor) -> Tensor:
         """Labels [N, h, w]. Every window has the same seed, so none depends on its batch."""
@@ -143,7 +146,7 @@ class RegionSegmenter:
         score_NKC = self.class_cosines(region_NKD)
         if self.scale:
             score_NKC = self.scale(score_NKC)
-        score_NKC = score_NKC + self._of_picture(functional.normalize(found.pooled_ND.mean(dim=0), dim=-1))
+        score_NKC = score_NKC + self._of_picture(found)
         if self.background_BD is None:
             return score_NKC
         background_NKB = region_NKD @ self.background_BD.T
@@ -156,12 +159,14 @@ class RegionSegmenter:
         """Cosine [..., C] of each vector to each class: the best over the class' names."""
         return torch.stack([(vectors_XD @ names_SD.T).amax(-1) for names_SD in self.class_vectors], -1)
 
-    def _of_picture(self, picture_D: Tensor) -> Tensor:
-        """What is added to the score of each class [C], wherever it is: 0 for the nearest class."""
-        cosine_C = self.class_cosines(picture_D)
-        added_C = self.naming.image_weight * (cosine_C - cosine_C.amax())
+    def _of_picture(self, found: Regions) -> Tensor:
+        """What is added to the score of each class [C], wherever it is: 0 for the likeliest class."""
+        score_C = self.class_cosines(functional.normalize(found.pooled_ND.mean(dim=0), dim=-1))
+        if self.naming.evidence:
+            score_C = score_C + self.naming.evidence(found.token_NKC[found.valid_NK])
+        added_C = self.naming.image_weight * (score_C - score_C.amax())
         if not self.naming.top_k:
             return added_C
-        allowed = cosine_C.topk(min(self.naming.top_k, len(cosine_C))).indices
-        forbidden_C = torch.ones_like(cosine_C, dtype=torch.bool).scatter(0, allowed, value=False)
+        allowed = score_C.topk(min(self.naming.top_k, len(score_C))).indices
+        forbidden_C = torch.ones_like(score_C, dtype=torch.bool).scatter(0, allowed, value=False)
         return added_C.masked_fill(forbidden_C, LEAST)

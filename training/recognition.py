@@ -172,7 +172,7 @@ class RecognitionObjective:
         if self.config.trains == "head":
             tokens_NKC, valid_NK = self._stored_tokens(batch)
             means_NC = tokens_NKC.sum(dim=1) / valid_NK.sum(dim=1, keepdim=True).clamp_min(1)
-            return Regions(self.model.project(tokens_NKC), self.model.project(means_NC), valid_NK)
+            return self.model.projected(tokens_NKC, means_NC, valid_NK)
         image_NCHW = normalised(as_images(batch.pixels_NHWC, self.encoder.device), self.encoder)
         found: Regions = self.model(image_NCHW, self._masks(batch))
         return found

@@ -21,6 +21,7 @@ class Regions:
     region_NKD: Tensor
     pooled_ND: Tensor  # the images' own vectors
     valid_NK: Tensor  # bool: the region covers some of the tower's grid
+    token_NKC: Tensor  # what lies before the projection of each region
 
 
 class RegionEncoder(nn.Module):
@@ -66,7 +67,7 @@ class RegionEncoder(nn.Module):
         regions_NKC, pooled_NC, valid_NK = self._tower.tokens(image_NCHW, seen_at_once)
         if not self.context:
             regions_NKC, valid_NK = self.tokens(image_NCHW, regions_NKhw)
-        return Regions(self.project(regions_NKC), self.project(pooled_NC), valid_NK)
+        return self.projected(regions_NKC, pooled_NC, valid_NK)
 
     def tokens(self, image_NCHW: Tensor, regions_NKhw: Tensor) -> tuple[Tensor, Tensor]:
         """What lies before the projection: region vectors [N, K, C], and which of them count [N, K].
@@ -90,7 +91,11 @@ class RegionEncoder(nn.Module):
             "a transformer's regions are not means of its maps"
         )
         regions_NKC, pooled_NC, valid_NK = self._tower.pool(maps_NCHW, regions_NKhw)
-        return Regions(self.project(regions_NKC), self.project(pooled_NC), valid_NK)
+        return self.projected(regions_NKC, pooled_NC, valid_NK)
+
+    def projected(self, token_NKC: Tensor, pooled_NC: Tensor, valid_NK: Tensor) -> Regions:
+        """Regions and images of which what lies before the projection is known."""
+        return Regions(self.project(token_NKC), self.project(pooled_NC), valid_NK, token_NKC)
 
     def project(self, tokens_XC: Tensor) -> Tensor:
         """The tower's projection into the joint space, of vectors [..., C]."""

@@ -7,7 +7,8 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from evaluation.calibration import CalibrationConfig, TrainingRegions, by_captions, standardised
+from evaluation.calibration import CalibrationConfig, by_captions, standardised
+from evaluation.training_images import named
 
 NAMES = (("cat", "kitten"), ("dog",))
 
@@ -22,10 +23,8 @@ def test_standardised_scores_have_mean_zero_and_spread_one() -> None:
 
 
 def test_captions_name_a_class_by_its_synonyms_and_plurals() -> None:
-    seen = TrainingRegions(
-        torch.zeros(0, 2), np.zeros(0, np.int64), [["kittens", "tree"], ["dog", "cat"], []]
-    )
-    assert seen.named(NAMES).tolist() == [[True, False], [True, True], [False, False]]
+    nouns = [["kittens", "tree"], ["dog", "cat"], []]
+    assert named(nouns, NAMES).tolist() == [[True, False], [True, True], [False, False]]
 
 
 def noisy(images: int, classes: int) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:

@@ -93,3 +93,13 @@ def test_bias_is_added_to_the_background_alone() -> None:
     found = segmenter(background_bias=0.25)(PICTURE)
     assert score(found, 0, 0, 0) == [0.25, 1, 0, 0]
     assert score(found, 2, 0, 0) == [1.25, 0, 0, 0]
+
+
+def test_region_too_small_to_be_drawn_keeps_its_place() -> None:
+    found = segmenter()
+    labels_Nhw = torch.zeros(1, 2, 2, dtype=torch.int64)
+    labels_Nhw[0, 0, 0] = 2  # the last of three, one of which is nowhere
+    drawn_NKHW = found.drawn(labels_Nhw, PICTURE[:1])
+    assert drawn_NKHW.shape == (1, 3, SIZE, SIZE)
+    one_cell = found.drawn(labels_Nhw.repeat_interleave(4, 1).repeat_interleave(4, 2), PICTURE[:1])
+    assert one_cell.sum((2, 3)).tolist() == [[48, 0, 16]]

@@ -1,5 +1,6 @@
 """Region recognition end to end: stored regions and whole images, convolutional tower and transformer."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,11 +15,14 @@ from curation.openclip import new_model, open_clip
 from curation.scenes import CONCEPTS
 from curation.sources import Scenes, Source
 from curation.vocabulary import VocabularyConfig
+from evaluation.calibration import CalibrationConfig
+from evaluation.discriminants import DiscriminantConfig
 from evaluation.evaluate import BenchmarkConfig
 from flows.config import BenchmarkRun, Config, EvaluateRun, TrainRun
 from flows.pipeline import declare
 from flows.plan import Plan
 from storage.artifact import Artifact, Store
+from storage.errors import ConfigError
 from storage.runtime import Runtime
 from storage.stage import materialize
 from training.data import Batch
@@ -33,7 +37,17 @@ LOOP = LoopConfig(epochs=2, batch_size=30)
 BENCHMARK = BenchmarkConfig("scenes", "shards", class_names=CONCEPTS, short_side=64, window=64, stride=64)
 
 
-def run(store: Path, encoder: Path, corpus: CorpusConfig, trains: Any) -> dict[str, Artifact]:
+TAUGHT = replace(
+    BENCHMARK,
+    name="taught",
+    calibration=CalibrationConfig("captions"),
+    discriminants=DiscriminantConfig(weight=0.1),
+)
+
+
+def run(
+    store: Path, encoder: Path, corpus: CorpusConfig, trains: Any, benchmarks: Any = (BENCHMARK,)
+) -> dict[str, Artifact]:
     """Trains the grouping method from archives and measures it on a dozen scenes."""
     labelled = Source("scenes", kind="scenes", scenes=Scenes(split="test", count=12, masks=True))
     config = Config(
@@ -47,7 +61,7 @@ def run(store: Path, encoder: Path, corpus: CorpusConfig, trains: Any) -> dict[s
             ("archive",),
             grouping=GroupingTraining(recognition=RecognitionConfig(trains=trains, size=64), loop=LOOP),
         ),
-        evaluate=EvaluateRun((BenchmarkRun(BENCHMARK, CorpusConfig((labelled,))),)),
+        evaluate=EvaluateRun(tuple(BenchmarkRun(b, CorpusConfig((labelled,))) for b in benchmarks)),
     )
     plan = Plan(Store(str(store)))
     declare(plan, config)
@@ -82,7 +96,7 @@ def test_transformer_is_trained_with_region_tokens_and_measured(
 def head_run(
     tiny_encoder: Path, scene_corpus: CorpusConfig, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Artifact]:
-    return run(tmp_path_factory.mktemp("head"), tiny_encoder, scene_corpus, "head")
+    return run(tmp_path_factory.mktemp("head"), tiny_encoder, scene_corpus, "head", (BENCHMARK, TAUGHT))
 
 
 @pytest.mark.slow
@@ -90,6 +104,31 @@ def test_oracle_names_regions_better_than_any_encoder(head_run: dict[str, Artifa
     miou = {label: a.manifest.facts["miou"] for label, a in head_run.items() if label.startswith("evaluate")}
     assert miou["evaluate grouping_oracle on scenes"] == max(miou.values())
     assert miou["evaluate grouping_oracle on scenes"] > 2 * miou["evaluate grouping_archive on scenes"]
+
+
+@pytest.mark.slow
+def test_naming_learns_from_captions_where_a_benchmark_asks_for_it(head_run: dict[str, Artifact]) -> None:
+    def counted(artifact: Artifact) -> Any:
+        return artifact.read("confusion").drop_columns(["image_id"])
+
+    for model in ("grouping_archive", "grouping_untrained"):
+        plain, taught = (head_run[f"evaluate {model} on {name}"] for name in ("scenes", "taught"))
+        assert set(taught.manifest.inputs) - set(plain.manifest.inputs) == {
+            "regions",
+            "mentions",
+            "vocabulary",
+        }
+        assert not counted(plain).equals(counted(taught))
+    oracles = [head_run[f"evaluate grouping_oracle on {name}"] for name in ("scenes", "taught")]
+    assert counted(oracles[0]).equals(counted(oracles[1]))
+
+
+@pytest.mark.slow
+def test_naming_by_stored_regions_of_a_tower_that_changed_is_refused(
+    tiny_encoder: Path, scene_corpus: CorpusConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="discriminants.weight to 0"):
+        run(tmp_path, tiny_encoder, scene_corpus, "last", (TAUGHT,))
 
 
 @pytest.mark.slow

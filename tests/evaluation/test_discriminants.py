@@ -1,0 +1,70 @@
+"""What captions teach of pictures, against scikit-learn and by hand."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+from evaluation.discriminants import DiscriminantConfig, image_token, learn
+
+NAMES = (("cat", "kitten"), ("dog",), ("yak",))
+DIMENSIONS = 6
+
+
+def captioned(images: int) -> list[tuple[torch.Tensor, list[str]]]:
+    """Images of three regions, a cat's or a dog's, that differ mostly in what is no part of either."""
+    rng = np.random.default_rng(0)
+    found = []
+    for number in range(images):
+        cat = number % 3 == 0
+        tokens = rng.normal(0, 0.02, (3, DIMENSIONS))
+        tokens[:, 0] += rng.uniform(1, 2)  # the scene
+        tokens[:, 1] += 0.05 if cat else -0.05
+        found.append((torch.from_numpy(tokens).half(), ["kittens", "tree"] if cat else ["dog"]))
+    return found
+
+
+def test_discriminant_of_two_classes_is_that_of_scikit_learn() -> None:
+    images = captioned(600)
+    found = learn(images, NAMES[:2], shrinkage=1e-6)
+    tokens_ND = torch.stack([image_token(regions) for regions, _ in images]).double().numpy()
+    cats_N = np.array([nouns[0] != "dog" for _, nouns in images])
+    oracle = LinearDiscriminantAnalysis(solver="lsqr").fit(tokens_ND, cats_N).coef_[0]
+    for ours, sign in zip(found.weights_DC.T.double().numpy(), (1, -1), strict=True):
+        cosine = ours @ oracle / np.linalg.norm(ours) / np.linalg.norm(oracle)
+        assert (
+            cosine * sign > 0.999
+        )  # the covariance of all differs from that within by a multiple of the answer
+
+
+def test_scores_are_standard_deviations_above_the_average_image() -> None:
+    images = captioned(600)
+    found = learn(images, NAMES, shrinkage=1e-3)
+    scores_NC = torch.stack([found(regions) for regions, _ in images])
+    assert torch.allclose(scores_NC.mean(0), torch.zeros(3), atol=1e-3)
+    assert torch.allclose(
+        scores_NC.std(0), torch.tensor([1.0, 1.0, 0.0]), atol=0.01
+    )  # no caption names a yak
+    cats_N = torch.tensor([nouns[0] != "dog" for _, nouns in images])
+    assert (scores_NC[cats_N, 0].min() > scores_NC[~cats_N, 0].max()).item()
+
+
+def test_images_in_several_chunks_teach_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = captioned(90)
+    whole = learn(images, NAMES, shrinkage=0.5)
+    monkeypatch.setattr("evaluation.discriminants.CHUNK", 7)
+    pieces = learn(iter(images), NAMES, shrinkage=0.5)
+    torch.testing.assert_close(pieces.weights_DC, whole.weights_DC)
+
+
+def test_class_of_one_caption_is_scored_and_those_of_none_are_not() -> None:
+    few = [(tokens, nouns if number == 0 else []) for number, (tokens, nouns) in enumerate(captioned(90))]
+    scores_C = learn(few, NAMES, shrinkage=0.5)(few[0][0])
+    assert scores_C[0] > 0
+    assert scores_C[1:].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("wrong", [{"weight": -1.0}, {"shrinkage": 0.0}, {"shrinkage": 1.5}])
+def test_numbers_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="shrinkage lies in"):
+        DiscriminantConfig(**wrong)  # type: ignore[arg-type]
