@@ -1,14 +1,15 @@
 """Which training of region recognition helps: settings, nouns and seeds, measured on the same regions.
 
-``python -m benchmarks.recognition_study STORE configs/flickr8k.toml BENCHMARK`` takes the artifacts of a run
-(``cocu run … --until regions``; BENCHMARK is voc or coco_object), and keeps what it trains in the same store.
+``python -m benchmarks.recognition_study STORE configs/flickr8k.toml BENCHMARK [TRAINING …]`` takes the artifacts
+of a run (``cocu run … --until regions``; BENCHMARK is voc or coco_object), and keeps what it trains in the same
+store. TRAININGS are names of `trainings`, such as untrained, caption and both; all of them if none is given.
 The tower before the head is frozen, so an image passes it once for all variants. Settings are chosen on
 COCO-Object or on captions; VOC is reported, never chosen by.
 """
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor
 from curation.encoder import load_encoder
 from evaluation.benchmarks import Benchmark
 from evaluation.calibration import CalibrationConfig
+from evaluation.discriminants import DiscriminantConfig
 from evaluation.evaluate import BenchmarkConfig, EvaluateConfig, open_benchmark, protocol_of
 from evaluation.metrics import Counts, confusion_counts, summary
 from evaluation.predict import PictureScores, score_picture
@@ -34,16 +36,25 @@ from flows.run import declared, make_runtime
 from storage.artifact import Artifact
 from storage.stage import Stage, materialize
 from training.features import unit_maps
-from training.groups import REGIONS
-from training.naming import RegionScores, RegionSegmenter
-from training.regions import RegionEncoder, Regions
+from training.groups import REGIONS, RegionsConfig, normalised
+from training.naming import RegionScores, RegionSegmenter, resized
+from training.regions import RegionEncoder
 from training.train import TRAIN, GroupingTraining
 
 SEEDS = 3
+SMALL = 224  # pixels of a window where a region takes a pass of its own: a quarter of the work
 KEYS = ("miou_present", "miou", "pixel_accuracy")
 PLAIN, RATE = {"keep": 0.0, "alike": 1.0}, 3e-4  # the loss as it was published
-BY_REGIONS = {"image_weight": 0.0, "background_bias": 0.0}  # regions alone: the picture only has its top k
-LOG_ODDS = {"image_weight": 0.0, "background_bias": 1.0}  # calibrated scores are no cosines
+BY_REGIONS = {
+    "image_weight": 0.0,
+    "background_bias": 0.0,
+    "discriminants": DiscriminantConfig(),
+}  # regions alone: the picture only has its top k
+LOG_ODDS = {
+    "image_weight": 0.0,
+    "background_bias": 1.0,
+    "discriminants": DiscriminantConfig(),
+}  # calibrated scores are no cosines
 
 
 @dataclass(frozen=True)
@@ -53,22 +64,22 @@ class Variant:
     name: str
     training: GroupingTraining | None
     naming: Mapping[str, Any] = field(default_factory=dict)  # where it differs from the config's
-    context: bool = (
-        True  # regions see the window around them at inference; else a pass each, of their own pixels
-    )
-    learnt: bool = True  # the same in training
+    seen: RegionsConfig | None = None  # how regions are, in training and at inference; None: as configured
 
 
-def variants(base: GroupingTraining) -> Iterator[Variant]:
-    """The rows."""
+def variants(base: GroupingTraining, only: Collection[str] = ()) -> Iterator[Variant]:
+    """The rows, of some trainings or of all."""
     for name, training in trainings(base):
+        if only and name not in only:
+            continue
         yield Variant(f"{name}, by regions alone", training, BY_REGIONS)
         yield Variant(name, training)
         if name in ("untrained", "caption", "archive", "both"):
-            yield Variant(f"{name}, named without context", training, context=False)
-        if name in ("caption", "archive", "both"):
-            yield Variant(f"{name}, learnt without context", training, learnt=False)
-            yield Variant(f"{name}, learnt and named without", training, context=False, learnt=False)
+            yield Variant(f"{name}, without discriminants", training, {"discriminants": DiscriminantConfig()})
+            for context in (True, False):
+                seen = RegionsConfig(size=SMALL, context=context)
+                told = "with" if context else "without"
+                yield Variant(f"{name}, {SMALL} px, {told} context", training, seen=seen)
     standard = CalibrationConfig("standard", base.sources)
     captions = CalibrationConfig("captions", base.sources)
     for name, training in (("untrained", None), ("caption", replace(base, nouns="caption"))):
@@ -106,7 +117,7 @@ class SharedPass:
     def forget(self) -> None:
         """Before the next picture."""
         self.scored: PictureScores | None = None
-        self.alone: tuple[Tensor, Tensor] | None = None
+        self.tokens: dict[RegionsConfig, tuple[Tensor, Tensor, Tensor]] = {}
 
     def __call__(self, window_NCHW: Tensor) -> RegionScores:
         """As the first segmenter, noting what all share."""
@@ -118,26 +129,26 @@ class SharedPass:
 
     @torch.inference_mode()
     def label(
-        self, segmenter: RegionSegmenter, image_HWC: NDArray[np.uint8], context: bool
+        self, segmenter: RegionSegmenter, image_HWC: NDArray[np.uint8], seen: RegionsConfig | None
     ) -> NDArray[np.uint8]:
         """What a segmenter sees in the picture."""
         if self.scored is None:
             self.scored = score_picture(self, image_HWC, self.protocol)
-        if context:
+        if seen is None:
             score_NKC = segmenter.pooled_scores(self.maps_NChw, self.labels_Nhw)
         else:
-            score_NKC = self._without_context(segmenter)
+            score_NKC = segmenter.scores(segmenter.tower.projected(*self._tokens(seen)))
         return replace(self.scored, score_PC=score_NKC.flatten(0, 1)).labels()
 
-    def _without_context(self, segmenter: RegionSegmenter) -> Tensor:
-        """Scores of regions that a forward pass of each has seen, the rest of the window being grey."""
-        if self.alone is None:
-            tower = RegionEncoder(self.first.tower.visual, context=False)
+    def _tokens(self, seen: RegionsConfig) -> tuple[Tensor, Tensor, Tensor]:
+        """Of regions and windows, before the projection, where regions are no means of the shared maps."""
+        if seen not in self.tokens:
+            tower = RegionEncoder(self.first.tower.visual, seen.context)
+            pixels_NCHW = normalised(resized(self.window_NCHW, seen.size), self.first.encoder)
             drawn_NKHW = self.first.drawn(self.labels_Nhw, self.window_NCHW)
-            self.alone = tower.tokens(self.first.pixels(self.window_NCHW), drawn_NKHW)
-        tokens_NKC, valid_NK = self.alone
-        found: Regions = segmenter.tower.projected(tokens_NKC, self.maps_NChw.mean((2, 3)), valid_NK)
-        return segmenter.scores(found)
+            token_NKC, valid_NK = tower.tokens(pixels_NCHW, drawn_NKHW)
+            self.tokens[seen] = token_NKC, tower.dense(pixels_NCHW).mean((2, 3)), valid_NK
+        return self.tokens[seen]
 
 
 @dataclass(frozen=True)
@@ -147,24 +158,25 @@ class Study:
     settings: Config
     plan: Plan
     asked: BenchmarkConfig
+    only: Collection[str] = ()  # trainings
 
     @cached_property
     def found(self) -> dict[str, Artifact]:
         """What the run made, by stage."""
         return {node.stage.name: node.artifact for node in self.plan.nodes}
 
-    @cached_property
-    def alone(self) -> Artifact:
-        """The vectors of the same regions without context."""
+    def regions(self, seen: RegionsConfig | None) -> Artifact:
+        """The stored vectors of the corpus' regions."""
+        if seen is None:
+            return self.found["regions"]
         given = {name: self.found[name] for name in ("corpus", "encoder", "groups")}
-        return self._made(REGIONS, replace(self.settings.regions, context=False), given)
+        return self._made(REGIONS, seen, given)
 
-    def train(self, training: GroupingTraining, seed: int, context: bool) -> Artifact:
+    def train(self, training: GroupingTraining, seed: int, seen: RegionsConfig | None) -> Artifact:
         """Trains, or takes what is in the store."""
         training = replace(training, loop=replace(training.loop, seed=seed))
         curated = {name: self.found[name] for name in ("corpus", "vocabulary", "mentions", "archive")}
-        regions = self.found["regions"] if context else self.alone
-        given = {"encoder": self.found["encoder"], "regions": regions, **training.inputs(curated)}
+        given = {"encoder": self.found["encoder"], "regions": self.regions(seen), **training.inputs(curated)}
         return self._made(TRAIN, training, given)
 
     def _made(self, stage: Stage[Any], config: Any, given: Mapping[str, Artifact]) -> Artifact:
@@ -176,18 +188,18 @@ class Study:
         assert self.settings.train.grouping is not None, "the config trains no region recognition"
         encoder: Any = load_encoder(self.found["encoder"].local_folder(), "cpu")
         encoder.encode_texts = remembered(encoder.encode_texts)
-        given = {name: self.found[name] for name in ("regions", "mentions", "vocabulary")}
+        said = {name: self.found[name] for name in ("mentions", "vocabulary")}
         benchmark = open_benchmark(self.asked)
         groups, size = self.settings.groups.grouping, self.settings.regions.size
-        for variant in variants(self.settings.train.grouping):
+        for variant in variants(self.settings.train.grouping, self.only):
             asked = replace(self.asked, **variant.naming)
             name = "grouping" if variant.training else "grouping_untrained"
             config = EvaluateConfig.of(name, asked, groups, size)
             for seed in range(SEEDS if variant.training else 1):
-                model: dict[str, Artifact] = {}
+                given = {**said, "regions": self.regions(variant.seen)}
                 if variant.training:
-                    model["model"] = self.train(variant.training, seed, variant.learnt)
-                built = build_segmenter(config, benchmark, protocol_of(asked), {**given, **model}, encoder)
+                    given["model"] = self.train(variant.training, seed, variant.seen)
+                built = build_segmenter(config, benchmark, protocol_of(asked), given, encoder)
                 assert isinstance(built, RegionSegmenter)
                 yield variant, built
 
@@ -202,7 +214,7 @@ class Study:
             shared.forget()
             image_HWC, truth_HW = image.load_image(), image.load_mask()
             for number, (variant, segmenter) in enumerate(built):
-                found_HW = shared.label(segmenter, image_HWC, variant.context)
+                found_HW = shared.label(segmenter, image_HWC, variant.seen)
                 totals[number] += confusion_counts(truth_HW, found_HW, labels)
         found: dict[str, list[Counts]] = {}
         for (variant, _), total in zip(built, totals, strict=True):
@@ -240,12 +252,12 @@ def benchmark_config(settings: Config, name: str) -> BenchmarkConfig:
     return replace(voc, name="coco_object", kind="coco_object", path=f"{os.environ['COCU_DATA']}/coco")
 
 
-def main(store: str, config: str, name: str) -> None:
+def main(store: str, config: str, name: str, *trainings: str) -> None:
     """Prints the table."""
     torch.set_num_threads(os.cpu_count() or 1)
     settings = load_config(Path(config))
     _, plan = declared(settings, store)
-    study = Study(settings, plan, benchmark_config(settings, name))
+    study = Study(settings, plan, benchmark_config(settings, name), trainings)
     for line in told(open_benchmark(study.asked), study.counts()):
         print(line, flush=True)
 

@@ -111,15 +111,7 @@ class RegionSegmenter:
 
     def pixels(self, window_NCHW: Tensor) -> Tensor:
         """Windows as the tower expects them."""
-        return normalised(self._resized(window_NCHW), self.encoder)
-
-    def _resized(self, window_NCHW: Tensor) -> Tensor:
-        square = (self.size, self.size)
-        if tuple(window_NCHW.shape[2:]) == square:
-            return window_NCHW
-        return functional.interpolate(
-            window_NCHW, square, mode="bilinear", align_corners=False, antialias=True
-        )
+        return normalised(resized(window_NCHW, self.size), self.encoder)
 
     def drawn(self, labels_Nhw: Tensor, window_NCHW: Tensor) -> Tensor:
         """Masks [N, K, H, W] as fine as the stage ``groups`` stores them, which towers are trained on."""
@@ -170,3 +162,12 @@ class RegionSegmenter:
         allowed = score_C.topk(min(self.naming.top_k, len(score_C))).indices
         forbidden_C = torch.ones_like(score_C, dtype=torch.bool).scatter(0, allowed, value=False)
         return added_C.masked_fill(forbidden_C, LEAST)
+
+
+def resized(window_NCHW: Tensor, size: int) -> Tensor:
+    """Windows as squares of ``size`` pixels, whatever their aspect."""
+    if tuple(window_NCHW.shape[2:]) == (size, size):
+        return window_NCHW
+    return functional.interpolate(
+        window_NCHW, (size, size), mode="bilinear", align_corners=False, antialias=True
+    )
