@@ -1,8 +1,8 @@
 """Which training of region recognition helps: settings, nouns and seeds, measured on the same regions.
 
-``python -m benchmarks.recognition_study STORE configs/flickr8k.toml BENCHMARK [TRAINING …]`` takes the artifacts
-of a run (``cocu run … --until regions``; BENCHMARK is voc or coco_object), and keeps what it trains in the same
-store. TRAININGS are names of `trainings`, such as untrained, caption and both; all of them if none is given.
+``python -m benchmarks.recognition_study STORE configs/flickr8k.toml BENCHMARK [TRAINING …]`` takes the
+artifacts of a run (``cocu run … --until regions``; BENCHMARK is voc or coco_object), and keeps what it
+trains in the same store. TRAINING is a name of `trainings`, such as untrained or both; all by default.
 The tower before the head is frozen, so an image passes it once for all variants. Settings are chosen on
 COCO-Object or on captions; VOC is reported, never chosen by.
 """
