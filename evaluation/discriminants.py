@@ -45,7 +45,7 @@ class Discriminants:
     def __call__(self, regions_RD: Tensor) -> Tensor:
         """Scores of the classes [C] for the image of such regions: standard deviations over the corpus.
 
-        A class that no caption names has 0.
+        A class that no caption names, or every caption, has 0.
         """
         token_D = image_token(regions_RD)
         return (token_D - self.mean_D.to(token_D)) @ self.weights_DC.to(token_D)
@@ -108,5 +108,6 @@ class _Moments:
         away_DC = (self.sum_CD - self.named_C[:, None] * mean_D).T
         weights_DC = torch.linalg.solve(shrunk_DD, away_DC)
         spread_C = (weights_DC * (covariance_DD @ weights_DC)).sum(dim=0).clamp_min(0).sqrt()
-        scaled_DC = torch.where(self.named_C > 0, weights_DC / spread_C, 0)
+        telling_C = (self.named_C > 0) & (self.named_C < self.images)
+        scaled_DC = torch.where(telling_C, weights_DC / spread_C, 0)
         return Discriminants(mean_D.float(), scaled_DC.float())

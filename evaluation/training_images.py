@@ -10,6 +10,7 @@ from torch import Tensor
 
 from evaluation.concepts import class_lookup
 from storage.artifact import Artifact
+from storage.errors import ConfigError
 from training.views import read_regions
 
 
@@ -31,12 +32,25 @@ class TrainingImages:
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
         """The tokens of an image's regions, float16 [K, C], and the nouns of its caption."""
-        for shard in self.regions.shards:
-            if self.sources and shard.split("/")[0] not in self.sources:
-                continue
+        for shard in self._shards():
             said = self._mentioned(shard)
             for sample_id, tokens_KC in read_regions(self.regions, shard).items():
                 yield tokens_KC, [self._names[concept] for concept in said.get(sample_id, [])]
+
+    def _shards(self) -> list[str]:
+        """Those of the sources.
+
+        Raises:
+            ConfigError: if there are none.
+        """
+        wanted = [s for s in self.regions.shards if not self.sources or s.split("/")[0] in self.sources]
+        if not wanted:
+            known = ", ".join(sorted({shard.split("/")[0] for shard in self.regions.shards}))
+            raise ConfigError(
+                f"naming learns from captions of {', '.join(self.sources)}, and the corpus has {known}: set "
+                "sources of calibration and discriminants to some of these, or leave them out for all"
+            )
+        return wanted
 
     @cached_property
     def _names(self) -> list[str]:

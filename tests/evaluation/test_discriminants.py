@@ -49,6 +49,13 @@ def test_scores_are_standard_deviations_above_the_average_image() -> None:
     assert (scores_NC[cats_N, 0].min() > scores_NC[~cats_N, 0].max()).item()
 
 
+def test_class_that_every_caption_names_tells_nothing() -> None:
+    images = [(regions, [*nouns, "yak"]) for regions, nouns in captioned(90)]
+    found = learn(images, NAMES, shrinkage=0.5)
+    assert found.weights_DC.isfinite().all()
+    assert found(images[0][0])[2] == 0
+
+
 def test_images_in_several_chunks_teach_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     images = captioned(90)
     whole = learn(images, NAMES, shrinkage=0.5)

@@ -18,6 +18,7 @@ from curation.vocabulary import VocabularyConfig
 from evaluation.calibration import CalibrationConfig
 from evaluation.discriminants import DiscriminantConfig
 from evaluation.evaluate import BenchmarkConfig
+from evaluation.training_images import TrainingImages
 from flows.config import BenchmarkRun, Config, EvaluateRun, TrainRun
 from flows.pipeline import declare
 from flows.plan import Plan
@@ -121,6 +122,13 @@ def test_naming_learns_from_captions_where_a_benchmark_asks_for_it(head_run: dic
         assert not counted(plain).equals(counted(taught))
     oracles = [head_run[f"evaluate grouping_oracle on {name}"] for name in ("scenes", "taught")]
     assert counted(oracles[0]).equals(counted(oracles[1]))
+
+
+@pytest.mark.slow
+def test_sources_that_are_not_there_are_named(head_run: dict[str, Artifact]) -> None:
+    given = [head_run[name] for name in ("regions", "mentions", "vocabulary")]
+    with pytest.raises(ConfigError, match="captions of web, and the corpus has scenes"):
+        next(iter(TrainingImages(*given, sources=("web",))))
 
 
 @pytest.mark.slow
