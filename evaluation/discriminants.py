@@ -86,6 +86,7 @@ class _Moments:
         self.sum_D = self.square_DD = self.sum_CD = torch.zeros(0, dtype=torch.float64)
 
     def add(self, tokens_ND: Tensor, named_NC: NDArray[np.bool_]) -> None:
+        """Images by their tokens, and which classes their captions name."""
         told_NC = torch.from_numpy(named_NC).double()
         if not self.images:
             dimensions = tokens_ND.shape[1]
@@ -101,6 +102,7 @@ class _Moments:
         self.sum_CD += told_NC.T @ tokens_ND
 
     def discriminants(self, shrinkage: float) -> Discriminants:
+        """Of all classes, with the covariance of all images that came."""
         mean_D = self.sum_D / self.images
         covariance_DD = self.square_DD / self.images - mean_D.outer(mean_D)
         identity_DD = torch.eye(len(mean_D), dtype=torch.float64)
