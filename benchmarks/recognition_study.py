@@ -1,22 +1,22 @@
 """Which training of region recognition helps: settings, nouns and seeds, measured on the same regions.
 
-``python -m benchmarks.recognition_study STORE configs/flickr8k.toml BENCHMARK [TRAINING …]`` takes the
-artifacts of a run (``cocu run … --until regions``; BENCHMARK is voc or coco_object), and keeps what it
-trains in the same store. TRAINING is a name of `trainings`, such as untrained or both; all by default.
-The tower before the head is frozen, so an image passes it once for all variants. Settings are chosen on
-COCO-Object or on captions; VOC is reported, never chosen by.
+``python -m benchmarks.recognition_study STORE configs/flickr8k.toml BENCHMARK`` takes the artifacts of a run
+(``cocu run … --until regions``), and keeps what it trains in the same store. BENCHMARK is one of the
+config's, or coco_object, asked for as the first one is. The tower before the head is frozen, so an image
+passes it once for all variants. Settings are chosen on COCO-Object, on captions or on other scenes; VOC is
+reported, never chosen by.
 """
 
 import os
-import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import typer
 from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
@@ -31,6 +31,8 @@ from evaluation.predict import PictureScores, score_picture
 from evaluation.protocols import Protocol
 from evaluation.segmenters import build_segmenter
 from flows.config import Config, load_config
+from flows.demo import reseeded
+from flows.pipeline import seen_at
 from flows.plan import Plan
 from flows.run import declared, make_runtime
 from storage.artifact import Artifact
@@ -42,6 +44,7 @@ from training.regions import RegionEncoder
 from training.train import TRAIN, GroupingTraining
 
 SEEDS = 3
+CALIBRATED = ("untrained", "caption")
 SMALL = 224  # pixels of a window where a region takes a pass of its own: a quarter of the work
 KEYS = ("miou_present", "miou", "pixel_accuracy")
 PLAIN, RATE = {"keep": 0.0, "alike": 1.0}, 3e-4  # the loss as it was published
@@ -67,35 +70,36 @@ class Variant:
     seen: RegionsConfig | None = None  # how regions are, in training and at inference; None: as configured
 
 
-def variants(base: GroupingTraining, only: Collection[str] = ()) -> Iterator[Variant]:
-    """The rows, of some trainings or of all."""
+def variants(base: GroupingTraining, only: Collection[str], contexts: bool) -> Iterator[Variant]:
+    """The rows, of some trainings or of all; with ``contexts`` those that see their context, and do not."""
     for name, training in trainings(base):
         if only and name not in only:
             continue
-        yield Variant(f"{name}, by regions alone", training, BY_REGIONS)
-        yield Variant(name, training)
-        if name in ("untrained", "caption", "archive", "both"):
-            yield Variant(f"{name}, without discriminants", training, {"discriminants": DiscriminantConfig()})
+        if contexts:
             for context in (True, False):
-                seen = RegionsConfig(size=SMALL, context=context)
+                seen = RegionsConfig(size=min(SMALL, base.recognition.size), context=context)
                 told = "with" if context else "without"
-                yield Variant(f"{name}, {SMALL} px, {told} context", training, seen=seen)
-    standard = CalibrationConfig("standard", base.sources)
-    captions = CalibrationConfig("captions", base.sources)
-    for name, training in (("untrained", None), ("caption", replace(base, nouns="caption"))):
-        yield Variant(f"{name}, standardised", training, {"calibration": standard, **BY_REGIONS})
-        yield Variant(f"{name}, calibrated by captions", training, {"calibration": captions, **LOG_ODDS})
+                yield Variant(f"{name}, {seen.size} px, {told} context", training, seen=seen)
+            continue
+        yield Variant(f"{name}, by regions alone", training, BY_REGIONS)
+        yield Variant(f"{name}, without discriminants", training, {"discriminants": DiscriminantConfig()})
+        yield Variant(name, training)
+        if name in CALIBRATED:
+            standard = CalibrationConfig("standard", base.sources)
+            captions = CalibrationConfig("captions", base.sources)
+            yield Variant(f"{name}, standardised", training, {"calibration": standard, **BY_REGIONS})
+            yield Variant(f"{name}, calibrated by captions", training, {"calibration": captions, **LOG_ODDS})
 
 
 def trainings(base: GroupingTraining) -> Iterator[tuple[str, GroupingTraining | None]]:
     """Nouns, and the settings of the loss."""
     yield "untrained", None
-    for kind, training in (("plain: ", _with(base, PLAIN, RATE)), ("", base)):
+    two_way = _with(base, {"both_ways": True})
+    for kind, training in (("plain: ", _with(base, PLAIN, RATE)), ("", base), ("both ways: ", two_way)):
         yield f"{kind}caption", replace(training, nouns="caption")
         yield f"{kind}archive", replace(training, nouns="archive", with_caption=False)
         yield f"{kind}both", replace(training, nouns="archive")
     caption = replace(base, nouns="caption")
-    yield "caption, contrast both ways", _with(caption, {"both_ways": True})
     yield "caption, and whole captions", _with(caption, {"caption_weight": 1.0})
     yield "caption, all regions by softmax", _with(caption, {"pooling": "softmax"})
 
@@ -110,8 +114,8 @@ def _with(training: GroupingTraining, recognition: Mapping[str, Any], rate: floa
 class SharedPass:
     """Segmenters of one frozen tower look at a picture: its maps and regions are made once for all."""
 
-    def __init__(self, first: RegionSegmenter, protocol: Protocol) -> None:
-        self.first, self.protocol = first, protocol
+    def __init__(self, first: RegionSegmenter, protocol: Protocol, seen: RegionsConfig) -> None:
+        self.first, self.protocol, self.seen = first, protocol, seen
         self.forget()
 
     def forget(self) -> None:
@@ -120,12 +124,15 @@ class SharedPass:
         self.tokens: dict[RegionsConfig, tuple[Tensor, Tensor, Tensor]] = {}
 
     def __call__(self, window_NCHW: Tensor) -> RegionScores:
-        """As the first segmenter, noting what all share."""
-        self.window_NCHW, self.maps_NChw = window_NCHW, self.first.maps(window_NCHW)
-        weight = self.first.grouping.position_weight
-        self.labels_Nhw = self.first.regions(unit_maps(self.maps_NChw, weight))
-        scores_NKC = self.first.pooled_scores(self.maps_NChw, self.labels_Nhw)
-        return RegionScores(self.first.shares(self.labels_Nhw, window_NCHW), scores_NKC)
+        """Regions as the first segmenter makes them, and its scores, in place of which others are put."""
+        self.window_NCHW = window_NCHW
+        if self.first.features is None:
+            self.maps_NChw = self.first.maps(window_NCHW)
+            weight = self.first.grouping.position_weight
+            self.labels_Nhw = self.first.regions(unit_maps(self.maps_NChw, weight))
+        else:
+            self.labels_Nhw = self.first.regions(self.first.features(window_NCHW))
+        return RegionScores(self.first.shares(self.labels_Nhw, window_NCHW), self._scores(self.first, None))
 
     @torch.inference_mode()
     def label(
@@ -134,11 +141,12 @@ class SharedPass:
         """What a segmenter sees in the picture."""
         if self.scored is None:
             self.scored = score_picture(self, image_HWC, self.protocol)
-        if seen is None:
-            score_NKC = segmenter.pooled_scores(self.maps_NChw, self.labels_Nhw)
-        else:
-            score_NKC = segmenter.scores(segmenter.tower.projected(*self._tokens(seen)))
-        return replace(self.scored, score_PC=score_NKC.flatten(0, 1)).labels()
+        return replace(self.scored, score_PC=self._scores(segmenter, seen).flatten(0, 1)).labels()
+
+    def _scores(self, segmenter: RegionSegmenter, seen: RegionsConfig | None) -> Tensor:
+        if seen is None and self.first.features is None:
+            return segmenter.pooled_scores(self.maps_NChw, self.labels_Nhw)
+        return segmenter.scores(segmenter.tower.projected(*self._tokens(seen or self.seen)))
 
     def _tokens(self, seen: RegionsConfig) -> tuple[Tensor, Tensor, Tensor]:
         """Of regions and windows, before the projection, where regions are no means of the shared maps."""
@@ -158,12 +166,19 @@ class Study:
     settings: Config
     plan: Plan
     asked: BenchmarkConfig
-    only: Collection[str] = ()  # trainings
+    only: Collection[str] = ()  # trainings; all when empty
+    contexts: bool = False
 
     @cached_property
     def found(self) -> dict[str, Artifact]:
-        """What the run made, by stage."""
-        return {node.stage.name: node.artifact for node in self.plan.nodes}
+        """What the run made, by label."""
+        found = {node.label: node.artifact for node in self.plan.nodes}
+        return found if "encoder" in found else {**found, "encoder": found["pretrain"]}
+
+    @cached_property
+    def benchmark(self) -> Benchmark:
+        """Its images; those of the built-in corpus are an artifact of the run."""
+        return open_benchmark(self.asked, self.found.get(f"corpus of {self.asked.name}"))
 
     def regions(self, seen: RegionsConfig | None) -> Artifact:
         """The stored vectors of the corpus' regions."""
@@ -189,28 +204,26 @@ class Study:
         encoder: Any = load_encoder(self.found["encoder"].local_folder(), "cpu")
         encoder.encode_texts = remembered(encoder.encode_texts)
         said = {name: self.found[name] for name in ("mentions", "vocabulary")}
-        benchmark = open_benchmark(self.asked)
-        groups, size = self.settings.groups.grouping, self.settings.regions.size
-        for variant in variants(self.settings.train.grouping, self.only):
+        groups = self.settings.groups.grouping
+        for variant in variants(self.settings.train.grouping, self.only, self.contexts):
             asked = replace(self.asked, **variant.naming)
             name = "grouping" if variant.training else "grouping_untrained"
-            config = EvaluateConfig.of(name, asked, groups, size)
+            config = EvaluateConfig.of(name, asked, groups, *seen_at(self.settings))
             for seed in range(SEEDS if variant.training else 1):
                 given = {**said, "regions": self.regions(variant.seen)}
                 if variant.training:
                     given["model"] = self.train(variant.training, seed, variant.seen)
-                built = build_segmenter(config, benchmark, protocol_of(asked), given, encoder)
+                built = build_segmenter(config, self.benchmark, protocol_of(asked), given, encoder)
                 assert isinstance(built, RegionSegmenter)
                 yield variant, built
 
     def counts(self) -> dict[str, list[Counts]]:
         """Confusion counts of every variant and seed."""
-        benchmark, protocol = open_benchmark(self.asked), protocol_of(self.asked)
         built = list(self.segmenters())
-        shared = SharedPass(built[0][1], protocol)
-        labels = len(benchmark.labels)
+        shared = SharedPass(built[0][1], protocol_of(self.asked), self.settings.regions)
+        labels = len(self.benchmark.labels)
         totals = [np.zeros((labels, labels), np.int64) for _ in built]
-        for image in track(benchmark.images, description=self.asked.name):
+        for image in track(self.benchmark.images, description=self.asked.name):
             shared.forget()
             image_HWC, truth_HW = image.load_image(), image.load_mask()
             for number, (variant, segmenter) in enumerate(built):
@@ -245,22 +258,33 @@ def _cell(values: list[float]) -> str:
 
 
 def benchmark_config(settings: Config, name: str) -> BenchmarkConfig:
-    """VOC as the config asks for it, or COCO-Object asked for in the same way."""
-    voc = settings.evaluate.benchmarks[0].benchmark
-    if name == "voc":
-        return voc
-    return replace(voc, name="coco_object", kind="coco_object", path=f"{os.environ['COCU_DATA']}/coco")
+    """One of the config's benchmarks; or COCO-Object, asked for as its first one."""
+    asked = {run.benchmark.name: run.benchmark for run in settings.evaluate.benchmarks}
+    if name in asked:
+        return asked[name]
+    first, path = settings.evaluate.benchmarks[0].benchmark, f"{os.environ['COCU_DATA']}/coco"
+    return replace(first, name="coco_object", kind="coco_object", path=path)
 
 
-def main(store: str, config: str, name: str, *trainings: str) -> None:
-    """Prints the table."""
+def main(
+    store: str,
+    config: Path,
+    benchmark: str,
+    training: Annotated[
+        list[str] | None, typer.Option(help="Such as untrained or both; all if none.")
+    ] = None,
+    contexts: Annotated[bool, typer.Option(help="With and without context instead; slow.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the run, as of `cocu demo`.")] = 0,
+) -> None:
+    """Print the table: mean and standard deviation over seeds."""
     torch.set_num_threads(os.cpu_count() or 1)
-    settings = load_config(Path(config))
+    settings = load_config(config)
+    settings = reseeded(settings, seed) if seed else settings
     _, plan = declared(settings, store)
-    study = Study(settings, plan, benchmark_config(settings, name), trainings)
-    for line in told(open_benchmark(study.asked), study.counts()):
+    study = Study(settings, plan, benchmark_config(settings, benchmark), training or (), contexts)
+    for line in told(study.benchmark, study.counts()):
         print(line, flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    typer.run(main)

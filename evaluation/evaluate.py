@@ -68,7 +68,7 @@ class EvaluateConfig:
     @property
     def learns_from_captions(self) -> bool:
         """Whether naming is told what the captions of the training images say of their regions."""
-        asked = self.benchmark.calibration.kind != "none" or self.benchmark.discriminants.weight > 0
+        asked = self.benchmark.calibration.kind != "none" or self.benchmark.discriminants.asked
         return asked and self.subject in ("grouping", "untrained")
 
     @staticmethod

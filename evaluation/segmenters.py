@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
+from torch.nn.functional import normalize
 
 from evaluation.benchmarks import Benchmark
 from evaluation.calibration import calibrate
-from evaluation.discriminants import learn
+from evaluation.discriminants import DiscriminantConfig, learn
 from evaluation.labelled import LabelledImage
 from evaluation.measure import Measurement, measure
 from evaluation.predict import Segmenter, predict, resize
@@ -123,7 +124,7 @@ def _region_segmenter(
             raise ConfigError(
                 "calibration and discriminants read stored regions, and this tower has changed since: "
                 "train its head alone (train.grouping.recognition.trains), or set calibration.kind to none "
-                "and discriminants.weight to 0"
+                "and the weights of discriminants to 0"
             )
         _learn_from_captions(segmenter, asked, benchmark, given)
     return segmenter
@@ -140,12 +141,27 @@ def _learn_from_captions(
 
     if asked.calibration.kind != "none":
         calibrate(segmenter, asked.calibration, benchmark, images(asked.calibration.sources))
-    if weight := asked.discriminants.weight:
+    if asked.discriminants.asked:
         seen = images(asked.discriminants.sources)
-        discriminants = learn(seen, benchmark.synonyms, asked.discriminants.shrinkage)
-        segmenter.naming = replace(
-            segmenter.naming, evidence=lambda tokens_RD: weight * discriminants(tokens_RD)
-        )
+        segmenter.naming = _told_by_captions(segmenter, asked.discriminants, benchmark, seen)
+
+
+def _told_by_captions(
+    segmenter: RegionSegmenter, config: DiscriminantConfig, benchmark: Benchmark, images: TrainingImages
+) -> Naming:
+    """What a segmenter goes by, and discriminants of the classes."""
+
+    @torch.inference_mode()
+    def class_scores(tokens_RC: torch.Tensor) -> torch.Tensor:
+        vector_RD = segmenter.tower.project(tokens_RC.to(segmenter.encoder.device))
+        return segmenter.class_cosines(normalize(vector_RD, dim=-1))
+
+    learnt = learn(images, benchmark.synonyms, class_scores, config.shrinkage)
+    return replace(
+        segmenter.naming,
+        picture_evidence=lambda tokens_RC: config.weight * learnt.of_picture(tokens_RC),
+        region_evidence=lambda tokens_RC: config.region_weight * learnt.of_regions(tokens_RC),
+    )
 
 
 def _class_vectors(

@@ -18,7 +18,7 @@ from training.upsampling import shares, upsample
 
 LEAST = -100.0  # below every score: windows are averaged, and minus infinity would spread
 COARSER = 2  # shares are told at every second pixel of a window: what lies between is interpolated
-Evidence = Callable[[Tensor], Tensor]  # tokens of a picture's regions [R, C'] -> scores of the classes [C]
+Evidence = Callable[[Tensor], Tensor]  # tokens of a picture's regions [R, C'] -> scores of the classes
 Scale = Callable[[Tensor], Tensor]
 
 
@@ -35,12 +35,13 @@ class RegionScores:
 
 @dataclass(frozen=True)
 class Naming:
-    """What the picture as a whole says of the names of its regions."""
+    """What, beside cosines, has a say in the names of a picture's regions."""
 
     top_k: int = 0  # classes a picture may show: its nearest ones; 0 for all
     image_weight: float = 0.0  # of how much farther than the nearest a class is from the picture
     background_bias: float = 0.0  # added to what the background's names score
-    evidence: Evidence | None = None  # what else tells which classes a picture shows
+    picture_evidence: Evidence | None = None  # what else tells which classes a picture shows: [C]
+    region_evidence: Evidence | None = None  # and what tells which region is of which class: [R, C]
 
 
 class RegionSegmenter:
@@ -138,6 +139,9 @@ class RegionSegmenter:
         score_NKC = self.class_cosines(region_NKD)
         if self.scale:
             score_NKC = self.scale(score_NKC)
+        if self.naming.region_evidence:
+            score_RC = self.naming.region_evidence(found.token_NKC[found.valid_NK])
+            score_NKC = score_NKC.index_put((found.valid_NK,), score_RC.to(score_NKC), accumulate=True)
         score_NKC = score_NKC + self._of_picture(found)
         if self.background_BD is None:
             return score_NKC
@@ -154,8 +158,8 @@ class RegionSegmenter:
     def _of_picture(self, found: Regions) -> Tensor:
         """What is added to the score of each class [C], wherever it is: 0 for the likeliest class."""
         score_C = self.class_cosines(functional.normalize(found.pooled_ND.mean(dim=0), dim=-1))
-        if self.naming.evidence:
-            score_C = score_C + self.naming.evidence(found.token_NKC[found.valid_NK])
+        if self.naming.picture_evidence:
+            score_C = score_C + self.naming.picture_evidence(found.token_NKC[found.valid_NK])
         added_C = self.naming.image_weight * (score_C - score_C.amax())
         if not self.naming.top_k:
             return added_C

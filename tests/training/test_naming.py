@@ -95,6 +95,25 @@ def test_bias_is_added_to_the_background_alone() -> None:
     assert score(found, 2, 0, 0) == [1.25, 0, 0, 0]
 
 
+def test_evidence_of_pictures_says_which_classes_there_are() -> None:
+    def blue(tokens_RC: Tensor) -> Tensor:
+        assert tokens_RC.shape[1:] == (4,)
+        return torch.tensor([0.0, 0.0, 2.0])
+
+    found = segmenter(top_k=1, picture_evidence=blue)(PICTURE)
+    assert score(found, 1, 0, 3) == [0, LEAST, LEAST + 1, 0]  # by its own vector it would be red
+
+
+def test_evidence_of_regions_is_added_where_they_are() -> None:
+    def of_green(tokens_RC: Tensor) -> Tensor:
+        return torch.stack([torch.zeros(len(tokens_RC)), tokens_RC[:, 1], 2 * tokens_RC[:, 1]], 1)
+
+    found = segmenter(region_evidence=of_green)(PICTURE)
+    assert score(found, 1, 0, 3) == [0, 0, 2, 2]
+    assert score(found, 1, 0, 0) == [0, 1, 0, 0]
+    assert score(found, 2, 0, 0) == [1, 0, 0, 0]
+
+
 def test_region_too_small_to_be_drawn_keeps_its_place() -> None:
     found = segmenter()
     labels_Nhw = torch.zeros(1, 2, 2, dtype=torch.int64)

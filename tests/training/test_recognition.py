@@ -42,7 +42,7 @@ TAUGHT = replace(
     BENCHMARK,
     name="taught",
     calibration=CalibrationConfig("captions"),
-    discriminants=DiscriminantConfig(weight=0.1),
+    discriminants=DiscriminantConfig(weight=0.1, region_weight=0.1),
 )
 
 
@@ -135,7 +135,7 @@ def test_sources_that_are_not_there_are_named(head_run: dict[str, Artifact]) -> 
 def test_naming_by_stored_regions_of_a_tower_that_changed_is_refused(
     tiny_encoder: Path, scene_corpus: CorpusConfig, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="discriminants.weight to 0"):
+    with pytest.raises(ConfigError, match="weights of discriminants to 0"):
         run(tmp_path, tiny_encoder, scene_corpus, "last", (TAUGHT,))
 
 
