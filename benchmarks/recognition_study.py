@@ -168,6 +168,7 @@ class Study:
     asked: BenchmarkConfig
     only: Collection[str] = ()  # trainings; all when empty
     contexts: bool = False
+    seeds: int = SEEDS
 
     @cached_property
     def found(self) -> dict[str, Artifact]:
@@ -209,7 +210,7 @@ class Study:
             asked = replace(self.asked, **variant.naming)
             name = "grouping" if variant.training else "grouping_untrained"
             config = EvaluateConfig.of(name, asked, groups, *seen_at(self.settings))
-            for seed in range(SEEDS if variant.training else 1):
+            for seed in range(self.seeds if variant.training else 1):
                 given = {**said, "regions": self.regions(variant.seen)}
                 if variant.training:
                     given["model"] = self.train(variant.training, seed, variant.seen)
@@ -274,6 +275,7 @@ def main(
         list[str] | None, typer.Option(help="Such as untrained or both; all if none.")
     ] = None,
     contexts: Annotated[bool, typer.Option(help="With and without context instead; slow.")] = False,
+    seeds: Annotated[int, typer.Option(help="Of every training.")] = SEEDS,
     seed: Annotated[int, typer.Option(help="Of the run, as of `cocu demo`.")] = 0,
 ) -> None:
     """Print the table: mean and standard deviation over seeds."""
@@ -281,7 +283,7 @@ def main(
     settings = load_config(config)
     settings = reseeded(settings, seed) if seed else settings
     _, plan = declared(settings, store)
-    study = Study(settings, plan, benchmark_config(settings, benchmark), training or (), contexts)
+    study = Study(settings, plan, benchmark_config(settings, benchmark), training or (), contexts, seeds)
     for line in told(study.benchmark, study.counts()):
         print(line, flush=True)
 
