@@ -1,10 +1,10 @@
 """Which training of region recognition helps: settings, nouns and seeds, measured on the same regions.
 
 ``python -m benchmarks.recognition_study STORE configs/flickr8k.toml BENCHMARK`` takes the artifacts of a run
-(``cocu run … --until regions``), and keeps what it trains in the same store. BENCHMARK is one of the
-config's, or coco_object, asked for as the first one is. The tower before the head is frozen, so an image
-passes it once for all variants. Settings are chosen on COCO-Object, on captions or on other scenes; VOC is
-reported, never chosen by.
+(``cocu run … --until 'train grouping_archive'``), and keeps what it trains in the same store. BENCHMARK is
+one of the config's, or coco_object, asked for as the first one is. The tower before the head is frozen, so
+an image passes it once for all variants. Settings are chosen on COCO-Object, on captions or on other scenes;
+VOC is reported, never chosen by.
 """
 
 import os
@@ -192,6 +192,7 @@ class Study:
         """Trains, or takes what is in the store."""
         training = replace(training, loop=replace(training.loop, seed=seed))
         curated = {name: self.found[name] for name in ("corpus", "vocabulary", "mentions", "archive")}
+        curated["archive"] = self.found.get("presence", curated["archive"])
         given = {"encoder": self.found["encoder"], "regions": self.regions(seen), **training.inputs(curated)}
         return self._made(TRAIN, training, given)
 
@@ -277,10 +278,11 @@ def main(
     contexts: Annotated[bool, typer.Option(help="With and without context instead; slow.")] = False,
     seeds: Annotated[int, typer.Option(help="Of every training.")] = SEEDS,
     seed: Annotated[int, typer.Option(help="Of the run, as of `cocu demo`.")] = 0,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="As of `cocu run`.")] = None,
 ) -> None:
     """Print the table: mean and standard deviation over seeds."""
     torch.set_num_threads(os.cpu_count() or 1)
-    settings = load_config(config)
+    settings = load_config(config, overrides or ())
     settings = reseeded(settings, seed) if seed else settings
     _, plan = declared(settings, store)
     study = Study(settings, plan, benchmark_config(settings, benchmark), training or (), contexts, seeds)

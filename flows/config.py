@@ -22,6 +22,7 @@ from curation.encoder import EncoderConfig
 from curation.export import ExportConfig
 from curation.index import ExpandConfig, IndexConfig
 from curation.nouns import NounsConfig
+from curation.presence import PresenceConfig
 from curation.pretrain import PretrainConfig
 from curation.select import SelectConfig
 from curation.vocabulary import MentionsConfig, VocabularyConfig
@@ -83,6 +84,7 @@ class Config:
     index: IndexConfig = field(default_factory=IndexConfig)
     expand: ExpandConfig = field(default_factory=ExpandConfig)
     archive: ArchiveConfig = field(default_factory=ArchiveConfig)
+    presence: PresenceConfig | None = None
     export: ExportConfig = field(default_factory=ExportConfig)
     recall: RecallConfig | None = None
     groups: GroupsConfig = field(default_factory=GroupsConfig)

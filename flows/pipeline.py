@@ -1,9 +1,9 @@
 """The method, from captioned images to a measured segmenter.
 
-corpus ─► embed ─► index ─► expand ─► archive ─► train ─► evaluate ─► report
-   │   (select) │                       │          │
-   ├────► vocabulary ─► mentions ───────┤          │
-   └────► groups ─► regions ────────────│──────────┘
+corpus ─► embed ─► index ─► expand ─► archive ─► (presence) ─► train ─► evaluate ─► report
+   │   (select) │                       │                        │
+   ├────► vocabulary ─► mentions ───────┤                        │
+   └────► groups ─► regions ────────────│────────────────────────┘
                                         └─► export, recall
 """
 
@@ -17,6 +17,7 @@ from curation.encoder import ENCODER
 from curation.export import EXPORT
 from curation.index import EXPAND, INDEX
 from curation.nouns import NOUNS
+from curation.presence import PRESENCE
 from curation.pretrain import PRETRAIN
 from curation.select import SELECT, SelectConfig
 from curation.vocabulary import MENTIONS, VOCABULARY, VocabularyConfig
@@ -51,9 +52,11 @@ def declare(do: Plan, c: Config) -> None:
     archive = do(ARCHIVE, c.archive, neighbours=neighbours, index=index, **named)
     do(EXPORT, c.export, corpus=corpus, archive=archive)
 
-    # Segmenters that learn from captions, and from archives
+    # Segmenters that learn from captions, and from archives (or their likely concepts)
     curated = {"corpus": corpus, "archive": archive, **named}
-    models = {**groupvits(do, c, encoder, curated), **groupings(do, c, encoder, curated)}
+    likely = do(PRESENCE, c.presence, archive=archive, **named) if c.presence else archive
+    taught = {**curated, "archive": likely}
+    models = {**groupvits(do, c, encoder, taught), **groupings(do, c, encoder, taught)}
 
     # What the archives name, and what the segmenters see
     recall = do(RECALL, c.recall, **curated) if c.recall else None

@@ -98,6 +98,9 @@ SCHEMAS: dict[str, pa.Schema] = {
     "archives": pa.schema(
         [("sample_id", pa.string()), ("concepts", pa.list_(CONCEPT_RECORD))]  # best first
     ),
+    "presence": pa.schema(  # of each concept of an archive, in the order it had before unlikely ones went
+        [("sample_id", pa.string()), ("probabilities", pa.list_(pa.float32()))]
+    ),
     "regions": pa.schema(  # a row per region, those of an image together
         [("sample_id", pa.string()), ("vector", vector(pa.float16()))]  # before the projection
     ),

@@ -33,7 +33,7 @@ SEARCH = 20.0  # seconds at most
 MEASURED = frozenset(
     (
         *("corpus", "encoder", "pretrain", "embed", "duplicates", "select", "index", "expand"),
-        *("vocabulary", "mentions", "archive", "export", "groups", "regions", "train"),
+        *("vocabulary", "mentions", "archive", "presence", "export", "groups", "regions", "train"),
     )
 )
 PRETRAINED_ON = "corpus to pre-train on"
