@@ -10,10 +10,18 @@ from numpy.typing import NDArray
 
 from curation.archive import ArchiveConfig
 from curation.corpus import CorpusConfig
+from curation.encoder import EncoderConfig
 from curation.presence import PresenceConfig, likely_shard
 from curation.presence_model import FEATURES, Concepts, Presence, candidates_of, learn
+from curation.vocabulary import VocabularyConfig
+from evaluation.recall import RecallConfig
+from flows.config import Config, TrainRun
+from flows.pipeline import declare
+from flows.plan import Plan
+from storage.artifact import Store
 from storage.errors import ConfigError, InputError
 from storage.schemas import table_of
+from training.train import GroupingTraining, GroupViTTraining
 
 SAID = 0.4
 
@@ -122,7 +130,22 @@ def test_likely_concepts_stay_in_their_order_and_the_own_captions_always(concept
     assert out.facts == {"concepts_before": 4, "concepts": 2, "empty_archives": 2}
 
 
-def test_training_reads_the_likely_concepts_and_recall_the_whole_archives(
+def test_training_reads_the_likely_concepts_and_the_rest_whole_archives(
+    scene_corpus: CorpusConfig, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    plan, encoder = Plan(Store(str(tmp_path))), EncoderConfig(model=f"local-dir:{tiny_encoder}")
+    training = TrainRun(groupvit=GroupViTTraining(), grouping=GroupingTraining())
+    common = {"encoder": encoder, "vocabulary": VocabularyConfig(gallery="scenes"), "train": training}
+    declare(plan, Config("test", scene_corpus, presence=PresenceConfig(), recall=RecallConfig(), **common))
+    nodes = {node.label: node for node in plan.nodes}
+    read = {label: node.inputs.get("archive") for label, node in nodes.items()}
+    for label in ("train groupvit_archive", "train grouping_archive"):
+        assert read[label] == nodes["presence"].artifact
+    for label in ("presence", "export", "recall", "report"):
+        assert read[label] == nodes["archive"].artifact
+
+
+def test_the_artifact_holds_what_is_likely_and_how_likely_the_rest_is(
     curate: Any, curated: Any, scene_corpus: CorpusConfig, tiny_encoder: Path
 ) -> None:
     store, config = curated.plan.store.url, PresenceConfig(least=0.5, said=0.5)
