@@ -52,7 +52,7 @@ def _learnt(
     halves = list(_halves(config, archive, mentions, concepts))
     fit, held = (_telling(half) for half in zip(*halves, strict=True))
     presence = learn(*fit, config.said)
-    expected_A, named_A = config.said * presence(held[0]), held[1]
+    expected_A, named_A = config.said * presence.before_reading(held[0]), held[1]
     likely_A = expected_A >= config.said * config.least
     facts = {f"weight_{name}": float(w) for name, w in zip(FEATURES, presence.weight_F, strict=True)}
     if named_A.any() and not named_A.all():
@@ -83,7 +83,7 @@ def _telling(pieces: Sequence[Candidates]) -> tuple[NDArray[np.float64], NDArray
     """Features and labels of the concepts that other images name."""
     return (
         np.concatenate([piece.features_AF[piece.telling] for piece in pieces]),
-        np.concatenate([piece.near_A[piece.telling] for piece in pieces]),
+        np.concatenate([piece.named_A[piece.telling] for piece in pieces]),
     )
 
 
@@ -98,12 +98,9 @@ def _make_shard_function(
 def likely_shard(
     config: PresenceConfig, archives: pa.Table, mentions: pa.Table, concepts: Concepts, presence: Presence
 ) -> Output:
-    """Archives of one shard with their likely concepts, in the order they had.
-
-    What the image's own caption names is there: its probability is 1.
-    """
+    """Archives of one shard with their likely concepts, in the order they had."""
     candidates = candidates_of(archives, mentions, concepts, config.alike)
-    probability_A = np.where(candidates.own_A, 1.0, presence(candidates.features_AF)).astype(np.float32)
+    probability_A = presence(candidates).astype(np.float32)
     lists = archives["concepts"].combine_chunks()
     offsets = offsets_of(lists.value_lengths().to_numpy())
     kept_A = probability_A >= config.least

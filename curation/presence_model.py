@@ -6,8 +6,9 @@ concept,
 
     P(caption names it) = c · P(it is there),   P(it is there) = 1 / (1 + exp(-w·x - b))
 
-which is learning from positive and unlabelled examples (Elkan and Noto, *Learning classifiers from only
-positive and unlabeled data*, KDD 2008), by maximum likelihood. No mask and no further caption is needed.
+and of what the caption leaves out, (1 - c) · P / (1 - c · P) is there, by Bayes' rule. This is learning from
+positive and unlabelled examples (Elkan and Noto, *Learning classifiers from only positive and unlabeled
+data*, KDD 2008), by maximum likelihood. No mask and no further caption is needed.
 """
 
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from storage.errors import InputError
 
 PAIRS = 65_536  # of names whose vectors are compared at a time
 RIDGE = 1e-4  # on the weights, beside the mean log likelihood; features have a spread of 1
+TINY = 1e-12
 FEATURES = ("similarity", "global", "local", "donors", "frequency")
 
 
@@ -50,14 +52,12 @@ class Candidates:
 
     Attributes:
         features_AF: `FEATURES`, of the neighbours that are other images.
-        own_A: whether the image's own caption names the concept.
-        near_A: whether it names it, or one that is nearly the same.
-        others_A: neighbours that name it, without the image itself.
+        named_A: whether the image's own caption names the concept, or one that is nearly the same.
+        others_A: neighbours whose captions name it, without the image itself.
     """
 
     features_AF: NDArray[np.float64]
-    own_A: NDArray[np.bool_]
-    near_A: NDArray[np.bool_]
+    named_A: NDArray[np.bool_]
     others_A: NDArray[np.int64]
 
     @property
@@ -68,17 +68,24 @@ class Candidates:
 
 @dataclass(frozen=True, eq=False)
 class Presence:
-    """The probability that a concept of an archive is there."""
+    """How likely a concept of an archive is there."""
 
     mean_F: NDArray[np.float64]
     spread_F: NDArray[np.float64]
     weight_F: NDArray[np.float64]
     bias: float
+    said: float  # share of what is there that captions name
 
-    def __call__(self, features_AF: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Float64 ``[A]`` in [0, 1]."""
+    def before_reading(self, features_AF: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Whatever the image's own caption says: float64 ``[A]`` in [0, 1]."""
         standard_AF = (features_AF - self.mean_F) / self.spread_F
         return _sigmoid(standard_AF @ self.weight_F + self.bias)
+
+    def __call__(self, candidates: Candidates) -> NDArray[np.float64]:
+        """Where the caption has been read: float64 ``[A]``, 1 for what it names."""
+        there_A = self.before_reading(candidates.features_AF)
+        unsaid_A, absent_A = (1 - self.said) * there_A, 1 - there_A
+        return np.where(candidates.named_A, 1.0, unsaid_A / np.maximum(unsaid_A + absent_A, TINY))
 
 
 def learn(features_AF: NDArray[np.float64], named_A: NDArray[np.bool_], said: float) -> Presence:
@@ -102,14 +109,14 @@ def learn(features_AF: NDArray[np.float64], named_A: NDArray[np.bool_], said: fl
 
     def cost(w_F: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         there_A = _sigmoid(x_AF @ w_F)
-        missed_A = np.maximum(1 - said * there_A, 1e-12)
+        missed_A = np.maximum(1 - said * there_A, TINY)
         value = -np.where(named_A, np.log(np.maximum(said * there_A, 1e-300)), np.log(missed_A)).mean()
         slope_A = np.where(named_A, there_A - 1, said * there_A * (1 - there_A) / missed_A)
         away_F = np.append(w_F[:-1], 0)
         return value + RIDGE * (away_F**2).sum(), x_AF.T @ slope_A / len(named_A) + 2 * RIDGE * away_F
 
     found = minimize(cost, np.zeros(x_AF.shape[1]), jac=True, method="L-BFGS-B").x
-    return Presence(mean_F, spread_F, found[:-1], float(found[-1]))
+    return Presence(mean_F, spread_F, found[:-1], float(found[-1]), said)
 
 
 def candidates_of(archives: pa.Table, mentions: pa.Table, concepts: Concepts, alike: float) -> Candidates:
@@ -125,7 +132,7 @@ def candidates_of(archives: pa.Table, mentions: pa.Table, concepts: Concepts, al
     record, sizes = lists.flatten(), lists.value_lengths().to_numpy()
     concept_A, image_A = record.field("concept_id").to_numpy(), np.repeat(np.arange(len(sizes)), sizes)
     said = _mentions(archives["sample_id"], mentions)
-    own_A, near_A = _named(concept_A, image_A, said, concepts.vectors_CD, alike)
+    named_A = _named(concept_A, image_A, said, concepts.vectors_CD, alike)
     counted_A, itself_A = _donors(record.field("donors"), archives["sample_id"].combine_chunks(), image_A)
     others_A = counted_A - itself_A
     similarity_A = record.field("anchor_similarity").to_numpy().astype(np.float64)
@@ -137,7 +144,7 @@ def candidates_of(archives: pa.Table, mentions: pa.Table, concepts: Concepts, al
         "donors": np.log1p(others_A),
         "frequency": np.log(np.maximum(concepts.frequency_C[concept_A], 1e-9)),
     }
-    return Candidates(np.column_stack([features[name] for name in FEATURES]), own_A, near_A, others_A)
+    return Candidates(np.column_stack([features[name] for name in FEATURES]), named_A, others_A)
 
 
 def _local_of_others(
@@ -146,7 +153,7 @@ def _local_of_others(
     counted_A: NDArray[np.int64],
     itself_A: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """The local score without the image among its own donors, by which its caption would show."""
+    """The local score without the image among its own donors, which would tell its caption."""
     total_A = similarity_A / local_A * (counted_A + 1)
     return similarity_A * (counted_A + 1 - itself_A) / (total_A - itself_A * similarity_A)
 
@@ -168,8 +175,8 @@ def _named(
     said: Ragged,
     vectors_CD: NDArray[np.float32],
     alike: float,
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Whether an image's own caption names a concept, and whether it names one nearly the same."""
+) -> NDArray[np.bool_]:
+    """Whether an image's own caption names a concept, or one nearly the same."""
     pairs = said.take(image_A)
     asked_P = concept_A[pairs.row_of]
     code_U, pair_P = np.unique(asked_P.astype(np.int64) * len(vectors_CD) + pairs.values, return_inverse=True)
@@ -177,11 +184,9 @@ def _named(
     blocks = [slice(start, start + PAIRS) for start in range(0, len(code_U), PAIRS)]
     cosines = [np.einsum("ud,ud->u", vectors_CD[one_U[b]], vectors_CD[other_U[b]]) for b in blocks]
     cosine_P = np.concatenate([np.zeros(0, np.float32), *cosines])[pair_P]
-    same_P = asked_P == pairs.values
-    own_A, near_A = np.zeros(len(concept_A), bool), np.zeros(len(concept_A), bool)
-    own_A[pairs.row_of[same_P]] = True
-    near_A[pairs.row_of[same_P | (cosine_P >= alike)]] = True
-    return own_A, near_A
+    named_A = np.zeros(len(concept_A), bool)
+    named_A[pairs.row_of[(asked_P == pairs.values) | (cosine_P >= alike)]] = True
+    return named_A
 
 
 def _donors(

@@ -1,7 +1,7 @@
 """The Prefect flow: one task per stage, in the order the method declares them."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def run_nodes(name: str, nodes: Sequence[Node], runtime: Runtime) -> None:
 
 @contextmanager
 def a_server() -> Iterator[None]:
-    """The Prefect server that is configured, or one for the length of the block.
+    """The Prefect server that is configured, or this process' own.
 
     Raises:
         InputError: when it does not answer.
@@ -49,10 +49,9 @@ def a_server() -> Iterator[None]:
         require_server(url)
         yield
         return
-    with ExitStack() as stack:
-        with spinner("starting a Prefect server for this run"):
-            url = stack.enter_context(temporary_server())
-        stack.enter_context(temporary_settings({PREFECT_API_URL: url}))
+    with spinner("starting a Prefect server for this run"):
+        url = temporary_server()
+    with temporary_settings({PREFECT_API_URL: url}):
         yield
 
 

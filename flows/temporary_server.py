@@ -1,17 +1,18 @@
-"""A Prefect server for one run, where no other is configured.
+"""A Prefect server for the runs of one process, where no other is configured.
 
 Prefect can start one by itself, but that one hears the run's Ctrl-C and dies first, so that the run waits a
-minute for an answer; and it outlives a run that is killed.
+minute for an answer; and it outlives a run that is killed. It serves until the process ends and not a run:
+Prefect's own threads go on speaking to the server they met first.
 """
 
+import atexit
 import os
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,9 +22,9 @@ from storage.errors import InputError
 PATIENCE = 180.0  # seconds: a first start makes a database, on a busy machine
 
 
-@contextmanager
-def temporary_server() -> Iterator[str]:
-    """The API's URL of a server on a free loopback port, stopped with the block or the process.
+@cache
+def temporary_server() -> str:
+    """The API's URL of a server on a free loopback port, which stops with this process.
 
     Raises:
         InputError: when it does not start.
@@ -34,9 +35,11 @@ def temporary_server() -> Iterator[str]:
             url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
         try:
             _wait(process, url, log)
-            yield url
-        finally:
+        except BaseException:
             _stop(process)
+            raise
+    atexit.register(_stop, process)
+    return url
 
 
 def _start(descriptor: int, log: BinaryIO) -> subprocess.Popen[bytes]:

@@ -1,5 +1,6 @@
 """Likely concepts: a fit that finds what made its data, features without a trace of the own caption."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from curation.archive import ArchiveConfig
 from curation.corpus import CorpusConfig
 from curation.encoder import EncoderConfig
 from curation.presence import PresenceConfig, likely_shard
-from curation.presence_model import FEATURES, Concepts, Presence, candidates_of, learn
+from curation.presence_model import FEATURES, Candidates, Concepts, Presence, candidates_of, learn
 from curation.vocabulary import VocabularyConfig
 from evaluation.recall import RecallConfig
 from flows.config import Config, TrainRun
@@ -64,21 +65,35 @@ def mentions(rows: dict[str, list[int]]) -> pa.Table:
     return table_of("mentions", {"sample_id": list(rows), "concept_ids": list(rows.values())})
 
 
-def simulated(rows: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """Features, the probability of being there, and whether a caption names it."""
+def simulated(
+    rows: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Features, the probability of being there, whether it is, and whether a caption names it."""
     rng = np.random.default_rng(0)
     features_AF = rng.normal(3, 2, (rows, 3))
     there_A = 1 / (1 + np.exp(-(features_AF @ [0.8, -0.3, 0.0] - 2)))
-    named_A = (rng.random(rows) < there_A) & (rng.random(rows) < SAID)
-    return features_AF, there_A, named_A
+    is_A = rng.random(rows) < there_A
+    return features_AF, there_A, is_A, is_A & (rng.random(rows) < SAID)
 
 
 def test_probabilities_are_of_being_there_and_not_of_being_named() -> None:
-    features_AF, there_A, named_A = simulated(40_000)
-    found_A = learn(features_AF, named_A, SAID)(features_AF)
-    assert np.abs(found_A - there_A).mean() < 0.02
-    as_if_all_were_said_A = learn(features_AF, named_A, 1.0)(features_AF)
+    features_AF, there_A, _, named_A = simulated(40_000)
+    presence = learn(features_AF, named_A, SAID)
+    assert np.abs(presence.before_reading(features_AF) - there_A).mean() < 0.02
+    as_if_all_were_said_A = learn(features_AF, named_A, 1.0).before_reading(features_AF)
     assert as_if_all_were_said_A.mean() == pytest.approx(named_A.mean(), abs=1e-3)
+
+
+def test_what_a_caption_leaves_out_is_less_likely_there() -> None:
+    features_AF, _, is_A, named_A = simulated(40_000)
+    unread = Candidates(features_AF, np.zeros_like(named_A), np.ones(len(named_A), np.int64))
+    presence = learn(features_AF, named_A, SAID)
+    chance_A = presence(replace(unread, named_A=named_A))
+    assert (chance_A[named_A] == 1).all()
+    for low in np.arange(0, 0.8, 0.2):
+        chosen_A = ~named_A & (chance_A >= low) & (chance_A < low + 0.2)
+        assert is_A[chosen_A].mean() == pytest.approx(chance_A[chosen_A].mean(), abs=0.03)
+    assert (presence(unread) <= presence.before_reading(features_AF)).all()
 
 
 def test_features_hold_no_trace_of_what_the_own_caption_names(concepts: Concepts) -> None:
@@ -87,21 +102,21 @@ def test_features_hold_no_trace_of_what_the_own_caption_names(concepts: Concepts
     silent = candidates_of(without, mentions({"a": []}), concepts, 0.7)
     spoken = candidates_of(among_its_donors, mentions({"a": [0]}), concepts, 0.7)
     np.testing.assert_allclose(spoken.features_AF, silent.features_AF, rtol=1e-6)
-    assert spoken.own_A.tolist() == [True, False]
-    assert not silent.own_A.any()
+    assert spoken.named_A.tolist() == [True, False]
+    assert not silent.named_A.any()
 
 
 def test_archives_of_scenes_hold_no_trace_of_the_own_caption(curated: Any) -> None:
     """An image's donors, as the stages find them, are itself where its caption names the concept."""
     table, said = curated["archive"].read("archives"), curated["mentions"].read("mentions")
     concepts = Concepts.of(curated["vocabulary"], len(said))
-    found = candidates_of(table, said, concepts, 0.7)
+    found = candidates_of(table, said, concepts, 1.0)
     records = [(name, r) for name, own in zip(*table.to_pydict().values(), strict=True) for r in own]
-    assert found.own_A.any()
+    assert found.named_A.any()
     for row, (name, record) in enumerate(records):
         others = [donor for donor in record["donors"] if donor != name]
         assert found.others_A[row] == len(others)
-        assert found.own_A[row] == (name in record["donors"])
+        assert found.named_A[row] == (name in record["donors"])
         assert found.features_AF[row, FEATURES.index("donors")] == pytest.approx(np.log1p(len(others)))
     alone = ~found.telling
     np.testing.assert_allclose(found.features_AF[alone, FEATURES.index("local")], 0, atol=1e-6)
@@ -109,14 +124,14 @@ def test_archives_of_scenes_hold_no_trace_of_the_own_caption(curated: Any) -> No
 
 def test_a_caption_with_nearly_the_same_name_counts_as_one(concepts: Concepts) -> None:
     table = archive({"a": {0: ["b"], 1: ["b"], 2: ["b"]}, "b": {1: ["a"]}})
-    found = candidates_of(table, mentions({"a": [1], "b": [3]}), concepts, 0.7)
-    assert found.own_A.tolist() == [False, True, False, False]
-    assert found.near_A.tolist() == [True, True, False, False]
+    said = mentions({"a": [1], "b": [3]})
+    assert candidates_of(table, said, concepts, 0.7).named_A.tolist() == [True, True, False, False]
+    assert candidates_of(table, said, concepts, 1.0).named_A.tolist() == [False, True, False, False]
 
 
 def test_likely_concepts_stay_in_their_order_and_the_own_captions_always(concepts: Concepts) -> None:
     by_donors = np.array([0.0, 0.0, 0.0, 1.0, 0.0])
-    presence = Presence(np.zeros(5), np.ones(5), 10 * by_donors, -10 * float(np.log1p(1.5)))
+    presence = Presence(np.zeros(5), np.ones(5), 10 * by_donors, -10 * float(np.log1p(1.5)), said=1e-6)
     table = archive({"a": {3: ["b", "c"], 4: ["b"], 0: ["a"]}, "b": {2: ["c"]}, "c": {}})
     said = mentions({"a": [0], "b": [], "c": []})
     out = likely_shard(PresenceConfig(), table, said, concepts, presence)

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 
 from flows.claims import claim, claims
 from flows.plan import Plan
+from flows.prefect_server import server_fault
 from storage.artifact import Store
 from storage.errors import InputError, StoreError
 from storage.runtime import Runtime
@@ -156,5 +159,31 @@ def test_temporary_server_that_cannot_start_says_why(tmp_path, monkeypatch):
 
     (tmp_path / "uvicorn.py").write_text("raise ImportError('uvicorn is broken')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(InputError, match="did not start.*uvicorn is broken.*cocu doctor"), temporary_server():
-        pass
+    with pytest.raises(InputError, match="did not start.*uvicorn is broken.*cocu doctor"):
+        temporary_server()
+
+
+TWICE = """
+import os, sys
+from pathlib import Path
+from flows.run import execute, make_runtime, plan_run
+from flows.temporary_server import temporary_server
+
+for seed in (0, 1):
+    name, plan = plan_run(Path(sys.argv[1]), sys.argv[2], [f"corpus.sources.0.scenes.seed={seed}"])
+    execute(name, plan, "corpus", make_runtime("local", 1, "cpu", quiet=True))
+    print(plan.until("corpus")[-1].artifact.id)
+print(temporary_server())
+"""
+
+
+def test_one_process_runs_twice_with_a_server_that_ends_with_it(tiny_config, tmp_path):
+    """As a job does that keeps its Python process."""
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    command = [sys.executable, "-c", TWICE, str(tiny_config), str(tmp_path / "store")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    first, second, url = done.stdout.splitlines()
+    assert first != second
+    assert "Connect" not in done.stderr
+    assert server_fault(url)
