@@ -51,11 +51,13 @@ PLAIN, RATE = {"keep": 0.0, "alike": 1.0}, 3e-4  # the loss as it was published
 BY_REGIONS = {
     "image_weight": 0.0,
     "background_bias": 0.0,
+    "border_weight": 0.0,
     "discriminants": DiscriminantConfig(),
 }  # regions alone: the picture only has its top k
 LOG_ODDS = {
     "image_weight": 0.0,
     "background_bias": 1.0,
+    "border_weight": 0.0,
     "discriminants": DiscriminantConfig(),
 }  # calibrated scores are no cosines
 
@@ -82,8 +84,10 @@ def variants(base: GroupingTraining, only: Collection[str], contexts: bool) -> I
                 yield Variant(f"{name}, {seen.size} px, {told} context", training, seen=seen)
             continue
         yield Variant(f"{name}, by regions alone", training, BY_REGIONS)
-        yield Variant(f"{name}, without discriminants", training, {"discriminants": DiscriminantConfig()})
-        yield Variant(name, training)
+        plain = {"discriminants": DiscriminantConfig(), "border_weight": 0.0}
+        yield Variant(f"{name}, without discriminants", training, plain)
+        yield Variant(f"{name}, with them", training, {"border_weight": 0.0})
+        yield Variant(f"{name}, and the border", training)
         if name in CALIBRATED:
             standard = CalibrationConfig("standard", base.sources)
             captions = CalibrationConfig("captions", base.sources)
@@ -141,7 +145,8 @@ class SharedPass:
         """What a segmenter sees in the picture."""
         if self.scored is None:
             self.scored = score_picture(self, image_HWC, self.protocol)
-        return replace(self.scored, score_PC=self._scores(segmenter, seen).flatten(0, 1)).labels()
+        score_PC = self._scores(segmenter, seen).flatten(0, 1)
+        return replace(self.scored, score_PC=score_PC, border_weight=segmenter.border_weight).labels()
 
     def _scores(self, segmenter: RegionSegmenter, seen: RegionsConfig | None) -> Tensor:
         if seen is None and self.first.features is None:

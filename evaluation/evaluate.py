@@ -49,6 +49,7 @@ class BenchmarkConfig:
     top_k: int = 0  # classes a picture may show, by its own vector; 0 for all (region naming)
     image_weight: float = 0.0  # of a class' cosine to the picture beside that to a region (region naming)
     background_bias: float = 0.0  # added to what the background's names score (region naming)
+    border_weight: float = 0.0  # of how much of the picture's border a region has, for background
     discriminants: DiscriminantConfig = field(default_factory=DiscriminantConfig)  # of region naming
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)  # of region naming
     limit: int = 0  # images, evenly spread; 0 for all

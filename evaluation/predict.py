@@ -65,14 +65,19 @@ class PictureScores:
 
     planes_PHW: Tensor  # of the labels; or the share of each region of each window, 0 outside of it
     score_PC: Tensor | None = None  # then the scores of those regions
+    border_P: Tensor | None = None  # and their parts in the picture's border, see `border_parts`
+    border_weight: float = 0.0  # of these, for the first label
 
     @torch.inference_mode()
     def labels(self) -> NDArray[np.uint8]:
         """The best label of every pixel: [H, W]."""
         if self.score_PC is None:
             return self.planes_PHW.argmax(dim=0).to(torch.uint8).cpu().numpy()
+        score_PC = self.score_PC.clone()
+        if self.border_P is not None:
+            score_PC[:, 0] += self.border_weight * self.border_P
         chunks = torch.split(self.planes_PHW.flatten(1), CHUNK, dim=1)
-        labels_X = torch.cat([(chunk_PX.T @ self.score_PC).argmax(dim=1) for chunk_PX in chunks])
+        labels_X = torch.cat([(chunk_PX.T @ score_PC).argmax(dim=1) for chunk_PX in chunks])
         return labels_X.reshape(self.planes_PHW.shape[1:]).to(torch.uint8).cpu().numpy()
 
 
@@ -126,7 +131,36 @@ def slide(segmenter: Segmenter, image_CHW: Tensor, window: int, stride: int) -> 
     if isinstance(found, Tensor):
         return PictureScores(_laid_out(found, boxes, height, width, together=True))
     planes_PHW = _laid_out(found.masks_NKhw, boxes, height, width, together=False)
-    return PictureScores(planes_PHW, found.scores_NKC.flatten(0, 1))
+    border_P = border_parts(found.masks_NKhw, boxes, height, width).flatten()
+    return PictureScores(planes_PHW, found.scores_NKC.flatten(0, 1), border_P, found.border_weight)
+
+
+def border_parts(masks_NKhw: Tensor, boxes: typing.Sequence[Box], height: int, width: int) -> Tensor:
+    """How much of the picture's border regions have, for their size: background has more of it than things.
+
+    Length of the border over the root of the area (boundary connectivity; Zhu et al., *Saliency optimization
+    from robust background detection*, CVPR 2014), less the mean of the picture's regions, by their spread.
+
+    Args:
+        masks_NKhw: shares of K regions in each of N windows.
+        boxes: where the windows lie; an edge counts where it is one of the picture.
+        height: of the picture.
+        width: of the picture.
+
+    Returns:
+        [N, K]; 0 for regions that are not there.
+    """
+    box_N4 = torch.tensor(boxes, device=masks_NKhw.device)
+    at_edge_N4 = box_N4 == torch.tensor([0, 0, height, width], device=masks_NKhw.device)
+    edges = masks_NKhw[..., 0, :], masks_NKhw[..., 0], masks_NKhw[..., -1, :], masks_NKhw[..., -1]
+    length_NK4 = torch.stack([edge_NKx.mean(dim=-1) for edge_NKx in edges], dim=-1)
+    area_NK = masks_NKhw.mean(dim=(2, 3))
+    there_NK = area_NK > 0
+    part_NK = (length_NK4 * at_edge_N4[:, None]).sum(dim=-1) / area_NK.clamp_min(1e-6).sqrt()
+    found = part_NK[there_NK]
+    if len(found) < 2:
+        return torch.zeros_like(part_NK)
+    return ((part_NK - found.mean()) / found.std().clamp_min(1e-6)).masked_fill(~there_NK, 0)
 
 
 def _laid_out(
@@ -149,7 +183,7 @@ def _checked(found: Tensor | RegionScores, windows: int) -> Tensor | RegionScore
     if isinstance(found, RegionScores):
         _require(found.scores_NKC, 3, windows, "[windows, regions, labels]")
         _require(found.masks_NKhw, 4, windows, "[windows, regions, height, width]")
-        return RegionScores(found.masks_NKhw.float(), found.scores_NKC.float())
+        return replace(found, masks_NKhw=found.masks_NKhw.float(), scores_NKC=found.scores_NKC.float())
     _require(found, 4, windows, "[windows, labels, height, width]")
     return found.float()
 

@@ -31,6 +31,7 @@ class RegionScores:
 
     masks_NKhw: Tensor  # shares in [0, 1], about; on any grid
     scores_NKC: Tensor
+    border_weight: float = 0.0  # of how much of the picture's border a region has, for the first label
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Naming:
     top_k: int = 0  # classes a picture may show: its nearest ones; 0 for all
     image_weight: float = 0.0  # of how much farther than the nearest a class is from the picture
     background_bias: float = 0.0  # added to what the background's names score
+    border_weight: float = 0.0  # of how much of the picture's border a region has, for the background
     picture_evidence: Evidence | None = None  # what else tells which classes a picture shows: [C]
     region_evidence: Evidence | None = None  # and what tells which region is of which class: [R, C]
 
@@ -100,7 +102,12 @@ class RegionSegmenter:
             labels_Nhw = self.regions(self.features(window_NCHW))
             drawn_NKHW = self.drawn(labels_Nhw, window_NCHW)
             scores_NKC = self.scores(self.tower(self.pixels(window_NCHW), drawn_NKHW))
-        return RegionScores(self.shares(labels_Nhw, window_NCHW), scores_NKC)
+        return RegionScores(self.shares(labels_Nhw, window_NCHW), scores_NKC, self.border_weight)
+
+    @property
+    def border_weight(self) -> float:
+        """What background gains for each standard deviation of a region's part in the picture's border."""
+        return self.naming.border_weight if self.background_BD is not None else 0.0
 
     def maps(self, window_NCHW: Tensor) -> Tensor:
         """The tower's maps of windows [N, C, h, w]."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evaluation.predict import Segmenter, predict, resize, slide, window_boxes
+from evaluation.predict import Segmenter, border_parts, predict, resize, slide, window_boxes
 from evaluation.protocols import GROUPVIT
 from training.naming import RegionScores
 
@@ -104,6 +104,39 @@ def test_predict_regions_with_scores_are_the_labels_of_the_scores_they_make(size
     labels_HW, expected_HW = (predict(s, image_HWC, SMALL) for s in (by_regions, dense))
     assert len(np.unique(expected_HW)) > 2
     assert (labels_HW == expected_HW).mean() > 0.9999  # but for ties that rounding breaks
+
+
+def test_border_parts_are_lengths_at_the_pictures_border_by_the_root_of_areas() -> None:
+    masks_NKhw = torch.zeros(2, 3, 4, 4)
+    masks_NKhw[0, 0, :, :2] = 1  # of the left window: its left half, its right one
+    masks_NKhw[0, 1, :, 2:] = 1
+    masks_NKhw[1, 0, 1:3, 1:3] = 1  # of the right window: the middle, and what is around it
+    masks_NKhw[1, 1] = 1 - masks_NKhw[1, 0]
+    found_NK = border_parts(masks_NKhw, [(0, 0, 8, 8), (0, 4, 8, 12)], 8, 12)
+    lengths, areas = np.array([0.5 + 1 + 0.5, 0.5 + 0.5, 0, 1 + 1 + 1]), np.array([0.5, 0.5, 0.25, 0.75])
+    parts = lengths / np.sqrt(areas)
+    expected = (parts - parts.mean()) / parts.std(ddof=1)
+    np.testing.assert_allclose(found_NK[:, :2].flatten(), expected, rtol=1e-5)
+    assert not found_NK[:, 2].any()
+
+
+def test_border_parts_of_a_single_region_say_nothing() -> None:
+    assert not border_parts(torch.ones(1, 1, 4, 4), [(0, 0, 8, 8)], 8, 8).any()
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_predict_with_a_border_weight_takes_regions_along_the_border_for_the_first_label(
+    weight: float,
+) -> None:
+    def segmenter(_: Tensor) -> RegionScores:
+        masks_1Khw = torch.zeros(1, 2, 16, 16)
+        masks_1Khw[0, 1, 4:12, 4:12] = 1
+        masks_1Khw[0, 0] = 1 - masks_1Khw[0, 1]
+        return RegionScores(masks_1Khw, torch.tensor([[[0.0, 0.2], [0.0, 0.2]]]), weight)
+
+    labels_HW = predict(segmenter, np.zeros((32, 32, 3), np.uint8), SMALL)
+    assert labels_HW[16, 16] == 1
+    assert labels_HW[0, 0] == labels_HW[31, 31] == (0 if weight else 1)
 
 
 def test_predict_perfect_segmenter_at_protocol_size_is_exact() -> None:

@@ -95,6 +95,14 @@ def test_bias_is_added_to_the_background_alone() -> None:
     assert score(found, 2, 0, 0) == [1.25, 0, 0, 0]
 
 
+def test_border_counts_where_there_is_a_background() -> None:
+    assert segmenter()(PICTURE).border_weight == 0
+    with_background = segmenter(border_weight=0.1)
+    assert with_background(PICTURE).border_weight == 0.1
+    with_background.background_BD = None
+    assert with_background(PICTURE).border_weight == 0
+
+
 def test_evidence_of_pictures_says_which_classes_there_are() -> None:
     def blue(tokens_RC: Tensor) -> Tensor:
         assert tokens_RC.shape[1:] == (4,)
