@@ -40,7 +40,7 @@ from storage.stage import Stage, materialize
 from training.features import unit_maps
 from training.groups import REGIONS, RegionsConfig, normalised
 from training.naming import RegionScores, RegionSegmenter, resized
-from training.regions import RegionEncoder
+from training.regions import RegionEncoder, Regions
 from training.train import TRAIN, GroupingTraining
 
 SEEDS = 3
@@ -48,18 +48,14 @@ CALIBRATED = ("untrained", "caption")
 SMALL = 224  # pixels of a window where a region takes a pass of its own: a quarter of the work
 KEYS = ("miou_present", "miou", "pixel_accuracy")
 PLAIN, RATE = {"keep": 0.0, "alike": 1.0}, 3e-4  # the loss as it was published
-BY_REGIONS = {
+COARSE = {"region_size": 0, "picture_size": 0}  # regions and pictures as windows show them in training
+PLAIN_NAMING = {**COARSE, "border_weight": 0.0, "discriminants": DiscriminantConfig()}
+BY_REGIONS = {  # regions alone: the picture only has its top k
+    **PLAIN_NAMING,
     "image_weight": 0.0,
     "background_bias": 0.0,
-    "border_weight": 0.0,
-    "discriminants": DiscriminantConfig(),
-}  # regions alone: the picture only has its top k
-LOG_ODDS = {
-    "image_weight": 0.0,
-    "background_bias": 1.0,
-    "border_weight": 0.0,
-    "discriminants": DiscriminantConfig(),
-}  # calibrated scores are no cosines
+}
+LOG_ODDS = {**BY_REGIONS, "background_bias": 1.0}  # calibrated scores are no cosines
 
 
 @dataclass(frozen=True)
@@ -81,13 +77,14 @@ def variants(base: GroupingTraining, only: Collection[str], contexts: bool) -> I
             for context in (True, False):
                 seen = RegionsConfig(size=min(SMALL, base.recognition.size), context=context)
                 told = "with" if context else "without"
-                yield Variant(f"{name}, {seen.size} px, {told} context", training, seen=seen)
+                yield Variant(f"{name}, {seen.size} px, {told} context", training, COARSE, seen)
             continue
         yield Variant(f"{name}, by regions alone", training, BY_REGIONS)
-        plain = {"discriminants": DiscriminantConfig(), "border_weight": 0.0}
-        yield Variant(f"{name}, without discriminants", training, plain)
-        yield Variant(f"{name}, with them", training, {"border_weight": 0.0})
-        yield Variant(f"{name}, and the border", training)
+        yield Variant(f"{name}, without discriminants", training, PLAIN_NAMING)
+        yield Variant(f"{name}, with them", training, {**COARSE, "border_weight": 0.0})
+        yield Variant(f"{name}, and the border", training, COARSE)
+        yield Variant(f"{name}, and a look at the picture", training, {"region_size": 0})
+        yield Variant(f"{name}, and finer maps", training)
         if name in CALIBRATED:
             standard = CalibrationConfig("standard", base.sources)
             captions = CalibrationConfig("captions", base.sources)
@@ -118,46 +115,69 @@ def _with(training: GroupingTraining, recognition: Mapping[str, Any], rate: floa
 class SharedPass:
     """Segmenters of one frozen tower look at a picture: its maps and regions are made once for all."""
 
-    def __init__(self, first: RegionSegmenter, protocol: Protocol, seen: RegionsConfig) -> None:
-        self.first, self.protocol, self.seen = first, protocol, seen
+    def __init__(self, first: RegionSegmenter, protocol: Protocol) -> None:
+        self.first, self.protocol = first, protocol
         self.forget()
 
     def forget(self) -> None:
         """Before the next picture."""
         self.scored: PictureScores | None = None
+        self.maps_NChw: Tensor | None = None
+        self.whole: dict[int, Regions] = {}
         self.tokens: dict[RegionsConfig, tuple[Tensor, Tensor, Tensor]] = {}
 
-    def __call__(self, window_NCHW: Tensor) -> RegionScores:
+    def __call__(self, window_NCHW: Tensor, picture_CHW: Tensor) -> RegionScores:
         """Regions as the first segmenter makes them, and its scores, in place of which others are put."""
-        self.window_NCHW = window_NCHW
-        if self.first.features is None:
-            self.maps_NChw = self.first.maps(window_NCHW)
-            weight = self.first.grouping.position_weight
-            self.labels_Nhw = self.first.regions(unit_maps(self.maps_NChw, weight))
-        else:
-            self.labels_Nhw = self.first.regions(self.first.features(window_NCHW))
-        return RegionScores(self.first.shares(self.labels_Nhw, window_NCHW), self._scores(self.first, None))
+        self.window_NCHW, self.picture_CHW = window_NCHW, picture_CHW
+        features = self.first.features or self._features
+        self.labels_Nhw = self.first.regions(features(window_NCHW))
+        return RegionScores(self.first.shares(self.labels_Nhw, window_NCHW), self._scores(self.first))
 
     @torch.inference_mode()
-    def label(
-        self, segmenter: RegionSegmenter, image_HWC: NDArray[np.uint8], seen: RegionsConfig | None
-    ) -> NDArray[np.uint8]:
+    def label(self, segmenter: RegionSegmenter, image_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """What a segmenter sees in the picture."""
         if self.scored is None:
             self.scored = score_picture(self, image_HWC, self.protocol)
-        score_PC = self._scores(segmenter, seen).flatten(0, 1)
+        score_PC = self._scores(segmenter).flatten(0, 1)
         return replace(self.scored, score_PC=score_PC, border_weight=segmenter.border_weight).labels()
 
-    def _scores(self, segmenter: RegionSegmenter, seen: RegionsConfig | None) -> Tensor:
-        if seen is None and self.first.features is None:
-            return segmenter.pooled_scores(self.maps_NChw, self.labels_Nhw)
-        return segmenter.scores(segmenter.tower.projected(*self._tokens(seen or self.seen)))
+    def _features(self, _: Tensor) -> Tensor:
+        return unit_maps(self._maps(), self.first.grouping.position_weight)
 
-    def _tokens(self, seen: RegionsConfig) -> tuple[Tensor, Tensor, Tensor]:
+    def _maps(self) -> Tensor:
+        """That pixels are grouped by and regions are means of, where one size serves for both."""
+        if self.maps_NChw is None:
+            size = self.first.grouping.size
+            self.maps_NChw = self.first.tower.dense(self._pixels(size))
+        return self.maps_NChw
+
+    def _pixels(self, size: int) -> Tensor:
+        return normalised(resized(self.window_NCHW, size), self.first.encoder)
+
+    def _scores(self, segmenter: RegionSegmenter) -> Tensor:
+        whole = self._look(segmenter)
+        if segmenter.features is None:
+            return segmenter.pooled_scores(self._maps(), self.labels_Nhw, whole)
+        return segmenter.scores(segmenter.tower.projected(*self._tokens(segmenter)), whole)
+
+    def _look(self, segmenter: RegionSegmenter) -> Regions | None:
+        """At all of the picture."""
+        size = segmenter.naming.picture_size
+        if not size:
+            return None
+        if size not in self.whole:
+            found = segmenter.look(self.picture_CHW)
+            assert found is not None
+            self.whole[size] = found
+        token_1KC, valid_1K = self.whole[size].token_NKC, self.whole[size].valid_NK
+        return segmenter.tower.projected(token_1KC, token_1KC[:, 0], valid_1K)
+
+    def _tokens(self, segmenter: RegionSegmenter) -> tuple[Tensor, Tensor, Tensor]:
         """Of regions and windows, before the projection, where regions are no means of the shared maps."""
+        seen = RegionsConfig(size=segmenter.size, context=segmenter.tower.context)
         if seen not in self.tokens:
             tower = RegionEncoder(self.first.tower.visual, seen.context)
-            pixels_NCHW = normalised(resized(self.window_NCHW, seen.size), self.first.encoder)
+            pixels_NCHW = self._pixels(seen.size)
             drawn_NKHW = self.first.drawn(self.labels_Nhw, self.window_NCHW)
             token_NKC, valid_NK = tower.tokens(pixels_NCHW, drawn_NKHW)
             self.tokens[seen] = token_NKC, tower.dense(pixels_NCHW).mean((2, 3)), valid_NK
@@ -215,11 +235,13 @@ class Study:
         for variant in variants(self.settings.train.grouping, self.only, self.contexts):
             asked = replace(self.asked, **variant.naming)
             name = "grouping" if variant.training else "grouping_untrained"
-            config = EvaluateConfig.of(name, asked, groups, *seen_at(self.settings))
+            seen = variant.seen
+            at = (seen.size, seen.context) if seen else seen_at(self.settings)
+            config = EvaluateConfig.of(name, asked, groups, *at)
             for seed in range(self.seeds if variant.training else 1):
-                given = {**said, "regions": self.regions(variant.seen)}
+                given = {**said, "regions": self.regions(seen)}
                 if variant.training:
-                    given["model"] = self.train(variant.training, seed, variant.seen)
+                    given["model"] = self.train(variant.training, seed, seen)
                 built = build_segmenter(config, self.benchmark, protocol_of(asked), given, encoder)
                 assert isinstance(built, RegionSegmenter)
                 yield variant, built
@@ -227,14 +249,14 @@ class Study:
     def counts(self) -> dict[str, list[Counts]]:
         """Confusion counts of every variant and seed."""
         built = list(self.segmenters())
-        shared = SharedPass(built[0][1], protocol_of(self.asked), self.settings.regions)
+        shared = SharedPass(built[0][1], protocol_of(self.asked))
         labels = len(self.benchmark.labels)
         totals = [np.zeros((labels, labels), np.int64) for _ in built]
         for image in track(self.benchmark.images, description=self.asked.name):
             shared.forget()
             image_HWC, truth_HW = image.load_image(), image.load_mask()
-            for number, (variant, segmenter) in enumerate(built):
-                found_HW = shared.label(segmenter, image_HWC, variant.seen)
+            for number, (_, segmenter) in enumerate(built):
+                found_HW = shared.label(segmenter, image_HWC)
                 totals[number] += confusion_counts(truth_HW, found_HW, labels)
         found: dict[str, list[Counts]] = {}
         for (variant, _), total in zip(built, totals, strict=True):

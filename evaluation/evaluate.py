@@ -50,6 +50,8 @@ class BenchmarkConfig:
     image_weight: float = 0.0  # of a class' cosine to the picture beside that to a region (region naming)
     background_bias: float = 0.0  # added to what the background's names score (region naming)
     border_weight: float = 0.0  # of how much of the picture's border a region has, for background
+    region_size: int = 0  # pixels a window's regions are named at; 0: as in training (region naming)
+    picture_size: int = 0  # pixels of a look at the whole picture; 0: its windows together (region naming)
     discriminants: DiscriminantConfig = field(default_factory=DiscriminantConfig)  # of region naming
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)  # of region naming
     limit: int = 0  # images, evenly spread; 0 for all
@@ -76,11 +78,12 @@ class EvaluateConfig:
     def of(
         model: str, benchmark: BenchmarkConfig, grouping: GroupingConfig, size: int, context: bool = True
     ) -> "EvaluateConfig":
-        """The evaluation of a model by its name, which begins with its method."""
+        """The evaluation of a model by its name, which begins with its method, trained at such a size."""
         if model.startswith("groupvit"):
             return EvaluateConfig(model, "groupvit", benchmark)
         special: dict[str, Subject] = {"grouping_untrained": "untrained", "grouping_oracle": "oracle"}
-        return EvaluateConfig(model, special.get(model, "grouping"), benchmark, grouping, size, context)
+        named_at = benchmark.region_size or size
+        return EvaluateConfig(model, special.get(model, "grouping"), benchmark, grouping, named_at, context)
 
 
 def class_names(config: BenchmarkConfig) -> tuple[str, ...]:

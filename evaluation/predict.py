@@ -21,11 +21,12 @@ Box = tuple[int, int, int, int]  # top, left, bottom, right
 class Segmenter(typing.Protocol):
     """Scores the windows of a picture; normalises pixels itself."""
 
-    def __call__(self, window_NCHW: Tensor, /) -> Tensor | RegionScores:
+    def __call__(self, window_NCHW: Tensor, picture_CHW: Tensor, /) -> Tensor | RegionScores:
         """Scores of every label.
 
         Args:
             window_NCHW: all windows of one picture, float32 RGB in [0, 1].
+            picture_CHW: what they were cut from.
 
         Returns:
             [N, labels, h, w] at the windows' resolution or a coarser one, or regions on such a grid with
@@ -127,7 +128,7 @@ def slide(segmenter: Segmenter, image_CHW: Tensor, window: int, stride: int) -> 
     height, width = image_CHW.shape[-2:]
     boxes = window_boxes(height, width, window, stride)
     crops_NCHW = torch.stack([image_CHW[:, t:b, x:r] for t, x, b, r in boxes])
-    found = _checked(segmenter(crops_NCHW), len(boxes))
+    found = _checked(segmenter(crops_NCHW, image_CHW), len(boxes))
     if isinstance(found, Tensor):
         return PictureScores(_laid_out(found, boxes, height, width, together=True))
     planes_PHW = _laid_out(found.masks_NKhw, boxes, height, width, together=False)

@@ -117,7 +117,9 @@ def _region_segmenter(
         class_vectors=_class_vectors(benchmark.synonyms, protocol, encoder),
         background_vectors=_name_vectors(background, protocol, encoder) if background else None,
         size=config.size,
-        naming=Naming(asked.top_k, asked.image_weight, asked.background_bias, asked.border_weight),
+        naming=Naming(
+            asked.top_k, asked.image_weight, asked.background_bias, asked.border_weight, asked.picture_size
+        ),
     )
     if config.learns_from_captions:
         if not frozen:

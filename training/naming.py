@@ -42,6 +42,7 @@ class Naming:
     image_weight: float = 0.0  # of how much farther than the nearest a class is from the picture
     background_bias: float = 0.0  # added to what the background's names score
     border_weight: float = 0.0  # of how much of the picture's border a region has, for the background
+    picture_size: int = 0  # pixels of a look at the whole picture; 0: what its windows say, on average
     picture_evidence: Evidence | None = None  # what else tells which classes a picture shows: [C]
     region_evidence: Evidence | None = None  # and what tells which region is of which class: [R, C]
 
@@ -49,8 +50,9 @@ class Naming:
 class RegionSegmenter:
     """Groups the pixels of a picture's windows and names each region by the class nearest to its vector.
 
-    Which classes a picture shows is asked of the picture, not of each window of it: its vector is the mean
-    of the windows'. Background is what falls to one of the background prompts, if there are any.
+    Which classes a picture shows is asked of the picture, not of each window of it: of a look at all of it,
+    or else of the windows together. Background is what falls to one of the background prompts, if there are
+    any.
     """
 
     def __init__(
@@ -89,19 +91,20 @@ class RegionSegmenter:
         self.background_BD = background.to(encoder.device) if background is not None else None
 
     @torch.inference_mode()
-    def __call__(self, window_NCHW: Tensor) -> RegionScores:
-        """Regions of a picture's windows, which come in [0, 1], and their scores [N, K, C].
+    def __call__(self, window_NCHW: Tensor, picture_CHW: Tensor) -> RegionScores:
+        """Regions of a picture's windows and their scores [N, K, C]; pixels come in [0, 1].
 
         Background comes first where there is one.
         """
+        whole = self.look(picture_CHW)
         if self.features is None:
             maps_NChw = self.maps(window_NCHW)
             labels_Nhw = self.regions(unit_maps(maps_NChw, self.grouping.position_weight))
-            scores_NKC = self.pooled_scores(maps_NChw, labels_Nhw)
+            scores_NKC = self.pooled_scores(maps_NChw, labels_Nhw, whole)
         else:
             labels_Nhw = self.regions(self.features(window_NCHW))
             drawn_NKHW = self.drawn(labels_Nhw, window_NCHW)
-            scores_NKC = self.scores(self.tower(self.pixels(window_NCHW), drawn_NKHW))
+            scores_NKC = self.scores(self.tower(self.pixels(window_NCHW), drawn_NKHW), whole)
         return RegionScores(self.shares(labels_Nhw, window_NCHW), scores_NKC, self.border_weight)
 
     @property
@@ -109,13 +112,23 @@ class RegionSegmenter:
         """What background gains for each standard deviation of a region's part in the picture's border."""
         return self.naming.border_weight if self.background_BD is not None else 0.0
 
+    @torch.inference_mode()
+    def look(self, picture_CHW: Tensor) -> Regions | None:
+        """All of a picture as one region, whatever its aspect; None where its windows are asked."""
+        size = self.naming.picture_size
+        if not size:
+            return None
+        pixels_1CHW = normalised(resized(picture_CHW[None], size), self.encoder)
+        found: Regions = self.tower(pixels_1CHW, torch.ones(1, 1, 1, 1, device=self.encoder.device))
+        return found
+
     def maps(self, window_NCHW: Tensor) -> Tensor:
         """The tower's maps of windows [N, C, h, w]."""
         return self.tower.dense(self.pixels(window_NCHW))
 
-    def pooled_scores(self, maps_NChw: Tensor, labels_Nhw: Tensor) -> Tensor:
+    def pooled_scores(self, maps_NChw: Tensor, labels_Nhw: Tensor, whole: Regions | None) -> Tensor:
         """Scores [N, K, C] of regions of such maps; only where the tower pools."""
-        return self.scores(self.tower.pool(maps_NChw, self._masks(labels_Nhw)))
+        return self.scores(self.tower.pool(maps_NChw, self._masks(labels_Nhw)), whole)
 
     def pixels(self, window_NCHW: Tensor) -> Tensor:
         """Windows as the tower expects them."""
@@ -140,8 +153,8 @@ class RegionSegmenter:
     def _masks(self, labels_Nhw: Tensor) -> Tensor:
         return masks(labels_Nhw, int(labels_Nhw.max()) + 1).to(self.encoder.device)
 
-    def scores(self, found: Regions) -> Tensor:
-        """Scores [N, K, labels] of the regions of a picture's windows."""
+    def scores(self, found: Regions, whole: Regions | None) -> Tensor:
+        """Scores [N, K, labels] of the regions of a picture's windows, and of a look at all of it."""
         region_NKD = functional.normalize(found.region_NKD, dim=-1)
         score_NKC = self.class_cosines(region_NKD)
         if self.scale:
@@ -149,7 +162,7 @@ class RegionSegmenter:
         if self.naming.region_evidence:
             score_RC = self.naming.region_evidence(found.token_NKC[found.valid_NK])
             score_NKC = score_NKC.index_put((found.valid_NK,), score_RC.to(score_NKC), accumulate=True)
-        score_NKC = score_NKC + self._of_picture(found)
+        score_NKC = score_NKC + self._of_picture(whole or found)
         if self.background_BD is None:
             return score_NKC
         background_NKB = region_NKD @ self.background_BD.T
@@ -162,11 +175,11 @@ class RegionSegmenter:
         """Cosine [..., C] of each vector to each class: the best over the class' names."""
         return torch.stack([(vectors_XD @ names_SD.T).amax(-1) for names_SD in self.class_vectors], -1)
 
-    def _of_picture(self, found: Regions) -> Tensor:
+    def _of_picture(self, seen: Regions) -> Tensor:
         """What is added to the score of each class [C], wherever it is: 0 for the likeliest class."""
-        score_C = self.class_cosines(functional.normalize(found.pooled_ND.mean(dim=0), dim=-1))
+        score_C = self.class_cosines(functional.normalize(seen.pooled_ND.mean(dim=0), dim=-1))
         if self.naming.picture_evidence:
-            score_C = score_C + self.naming.picture_evidence(found.token_NKC[found.valid_NK])
+            score_C = score_C + self.naming.picture_evidence(seen.token_NKC[seen.valid_NK])
         added_C = self.naming.image_weight * (score_C - score_C.amax())
         if not self.naming.top_k:
             return added_C

@@ -101,7 +101,7 @@ class GroupViTSegmenter:
         vectors_PD = self.model.encode_text(tokens.to(self.encoder.device))
         return functional.normalize(vectors_PD, dim=-1).mean(0)
 
-    def __call__(self, window_NCHW: Tensor) -> Tensor:
+    def __call__(self, window_NCHW: Tensor, _: Tensor) -> Tensor:
         """Class scores [N, C, H, W] (background first where there is one) of windows in [0, 1]."""
         grouped = self.model.encode_image(normalised(_whole_patches(window_NCHW, self.model), self.encoder))
         masks_NGHW = group_masks(grouped.assignments, *window_NCHW.shape[2:])

@@ -86,7 +86,7 @@ def test_measure_real_cityscapes_pair_slides_at_full_size(real_data: Path) -> No
     image = cityscapes(real_data / "cityscapes").images[0]
     batches = []
 
-    def all_road(window_NCHW: Tensor) -> Tensor:
+    def all_road(window_NCHW: Tensor, _: Tensor) -> Tensor:
         batches.append(tuple(window_NCHW.shape))
         scores_NCHW = window_NCHW.new_zeros((len(window_NCHW), 19, 28, 28))
         scores_NCHW[:, 0] = 1

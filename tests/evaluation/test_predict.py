@@ -26,7 +26,7 @@ def quadrants(height: int, width: int) -> tuple[Labels, Labels]:
     return np.repeat(label_HW[..., None] * 80, 3, axis=2), label_HW
 
 
-def by_colour(window_NCHW: Tensor) -> Tensor:
+def by_colour(window_NCHW: Tensor, _: Tensor) -> Tensor:
     """A segmenter that knows the four colours."""
     colours_1C11 = torch.arange(4).view(1, 4, 1, 1) * 80 / 255
     return -(window_NCHW[:, :1] - colours_1C11).abs()
@@ -69,7 +69,7 @@ def test_slide_scores_equal_a_loop_over_single_pixels(
     stride = data.draw(st.integers(1, window))
     image_CHW = torch.rand(3, height, width, generator=torch.Generator().manual_seed(height))
 
-    def segmenter(window_NCHW: Tensor) -> Tensor:  # depends on the window's own mean: neighbours disagree
+    def segmenter(window_NCHW: Tensor, _: Tensor) -> Tensor:  # by the window's own mean: neighbours disagree
         return (window_NCHW - window_NCHW.mean(dim=(1, 2, 3), keepdim=True))[:, :2]
 
     expected_CHW = np.zeros((2, height, width))
@@ -77,7 +77,7 @@ def test_slide_scores_equal_a_loop_over_single_pixels(
     for top in mmseg_starts(height, window, stride):
         for left in mmseg_starts(width, window, stride):
             crop_1CHW = image_CHW[None, :, top : top + window, left : left + window]
-            score_CHW = segmenter(crop_1CHW)[0].numpy()
+            score_CHW = segmenter(crop_1CHW, image_CHW)[0].numpy()
             for y in range(score_CHW.shape[1]):
                 for x in range(score_CHW.shape[2]):
                     expected_CHW[:, top + y, left + x] += score_CHW[:, y, x]
@@ -91,14 +91,14 @@ def test_predict_regions_with_scores_are_the_labels_of_the_scores_they_make(size
     rng = torch.Generator().manual_seed(size[0])
     image_HWC = torch.randint(256, (*size, 3), generator=rng, dtype=torch.uint8).numpy()
 
-    def by_regions(window_NCHW: Tensor) -> RegionScores:
+    def by_regions(window_NCHW: Tensor, _: Tensor) -> RegionScores:
         noise = torch.Generator().manual_seed(3)
         count = len(window_NCHW)
         masks_NKhw = torch.rand(count, 5, 16, 16, generator=noise)
         return RegionScores(masks_NKhw, torch.randn(count, 5, 7, generator=noise))
 
-    def dense(window_NCHW: Tensor) -> Tensor:
-        found = by_regions(window_NCHW)
+    def dense(window_NCHW: Tensor, picture_CHW: Tensor) -> Tensor:
+        found = by_regions(window_NCHW, picture_CHW)
         return torch.einsum("nkhw,nkc->nchw", found.masks_NKhw, found.scores_NKC)
 
     labels_HW, expected_HW = (predict(s, image_HWC, SMALL) for s in (by_regions, dense))
@@ -128,7 +128,7 @@ def test_border_parts_of_a_single_region_say_nothing() -> None:
 def test_predict_with_a_border_weight_takes_regions_along_the_border_for_the_first_label(
     weight: float,
 ) -> None:
-    def segmenter(_: Tensor) -> RegionScores:
+    def segmenter(*_: Tensor) -> RegionScores:
         masks_1Khw = torch.zeros(1, 2, 16, 16)
         masks_1Khw[0, 1, 4:12, 4:12] = 1
         masks_1Khw[0, 0] = 1 - masks_1Khw[0, 1]
@@ -157,22 +157,25 @@ def test_predict_other_sizes_come_back_at_their_own_size(size: tuple[int, int]) 
 def test_predict_coarse_scores_are_brought_to_window_size() -> None:
     image_HWC, label_HW = quadrants(32, 32)
 
-    def coarse(window_NCHW: Tensor) -> Tensor:
-        return torch.nn.functional.avg_pool2d(by_colour(window_NCHW), 8)
+    def coarse(window_NCHW: Tensor, picture_CHW: Tensor) -> Tensor:
+        return torch.nn.functional.avg_pool2d(by_colour(window_NCHW, picture_CHW), 8)
 
     assert (predict(coarse, image_HWC, SMALL) == label_HW).mean() > 0.9
 
 
-def test_predict_windows_of_an_image_arrive_as_one_batch_in_unit_range() -> None:
+def test_predict_windows_of_an_image_arrive_as_one_batch_in_unit_range_beside_the_image() -> None:
     seen = []
 
-    def segmenter(window_NCHW: Tensor) -> Tensor:
-        seen.append(window_NCHW.clone())
-        return by_colour(window_NCHW)
+    def segmenter(window_NCHW: Tensor, picture_CHW: Tensor) -> Tensor:
+        seen.append((window_NCHW.clone(), picture_CHW.clone()))
+        return by_colour(window_NCHW, picture_CHW)
 
     predict(segmenter, quadrants(32, 80)[0], SMALL)
-    (batch_NCHW,) = seen
+    ((batch_NCHW, picture_CHW),) = seen
     assert batch_NCHW.shape == (4, 3, 32, 32)
+    assert picture_CHW.shape == (3, 32, 80)
+    assert torch.equal(picture_CHW[:, :, :32], batch_NCHW[0])
+    assert torch.equal(picture_CHW[:, :, -32:], batch_NCHW[-1])
     assert batch_NCHW.dtype == torch.float32
     assert (batch_NCHW.min(), batch_NCHW.max()) == (0, 240 / 255)
 
@@ -192,9 +195,9 @@ def test_predict_other_arrays_than_rgb_bytes_are_refused(image: np.ndarray) -> N
 @pytest.mark.parametrize(
     ("segmenter", "message"),
     [
-        (lambda _: RegionScores(torch.zeros(1, 2, 4, 4), torch.zeros(2, 3)), r"\(2, 3\) for 1 windows"),
-        (lambda window: by_colour(window) * float("nan"), "returned NaN"),
-        (lambda window: by_colour(window)[0], r"shape \(4, 32, 32\) for 1 windows"),
+        (lambda *_: RegionScores(torch.zeros(1, 2, 4, 4), torch.zeros(2, 3)), r"\(2, 3\) for 1 windows"),
+        (lambda *given: by_colour(*given) * float("nan"), "returned NaN"),
+        (lambda *given: by_colour(*given)[0], r"shape \(4, 32, 32\) for 1 windows"),
     ],
 )
 def test_predict_scores_that_mean_nothing_are_refused(segmenter: Segmenter, message: str) -> None:

@@ -44,6 +44,8 @@ TAUGHT = replace(
     calibration=CalibrationConfig("captions"),
     discriminants=DiscriminantConfig(weight=0.1, region_weight=0.1),
 )
+FINE = replace(BENCHMARK, name="fine", region_size=128, picture_size=32, image_weight=1.0)
+TAUGHT_FINE = replace(TAUGHT, name="taught, fine", region_size=128)
 
 
 def run(
@@ -82,14 +84,15 @@ def tiny_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_transformer_is_trained_with_region_tokens_and_measured(
     tiny_vit: Path, scene_corpus: CorpusConfig, tmp_path: Path
 ) -> None:
-    made = run(tmp_path, tiny_vit, scene_corpus, "last")
+    made = run(tmp_path, tiny_vit, scene_corpus, "last", (BENCHMARK, FINE))
     before = load_encoder(tiny_vit, "cpu").visual.state_dict()
     after = load_file(made["train grouping_archive"].file(MODEL))
     changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[f"visual.{name}"])}
     assert "proj" in changed
     assert any("resblocks.3." in name for name in changed)
     assert not any("resblocks.0." in name for name in changed)
-    assert 0 <= made["evaluate grouping_archive on scenes"].manifest.facts["miou"] <= 1
+    for benchmark in ("scenes", "fine"):
+        assert 0 <= made[f"evaluate grouping_archive on {benchmark}"].manifest.facts["miou"] <= 1
     assert "regions" not in made
 
 
@@ -97,7 +100,9 @@ def test_transformer_is_trained_with_region_tokens_and_measured(
 def head_run(
     tiny_encoder: Path, scene_corpus: CorpusConfig, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Artifact]:
-    return run(tmp_path_factory.mktemp("head"), tiny_encoder, scene_corpus, "head", (BENCHMARK, TAUGHT))
+    return run(
+        tmp_path_factory.mktemp("head"), tiny_encoder, scene_corpus, "head", (BENCHMARK, TAUGHT, TAUGHT_FINE)
+    )
 
 
 @pytest.mark.slow
@@ -107,11 +112,20 @@ def test_oracle_names_regions_better_than_any_encoder(head_run: dict[str, Artifa
     assert miou["evaluate grouping_oracle on scenes"] > 2 * miou["evaluate grouping_archive on scenes"]
 
 
+def counted(artifact: Artifact) -> Any:
+    return artifact.read("confusion").drop_columns(["image_id"])
+
+
+@pytest.mark.slow
+def test_benchmark_may_ask_for_finer_maps(head_run: dict[str, Artifact]) -> None:
+    for model in ("grouping_archive", "grouping_untrained"):
+        coarse, fine = (head_run[f"evaluate {model} on {name}"] for name in ("taught", "taught, fine"))
+        assert (coarse.manifest.config["size"], fine.manifest.config["size"]) == (64, 128)
+        assert not counted(coarse).equals(counted(fine))
+
+
 @pytest.mark.slow
 def test_naming_learns_from_captions_where_a_benchmark_asks_for_it(head_run: dict[str, Artifact]) -> None:
-    def counted(artifact: Artifact) -> Any:
-        return artifact.read("confusion").drop_columns(["image_id"])
-
     for model in ("grouping_archive", "grouping_untrained"):
         plain, taught = (head_run[f"evaluate {model} on {name}"] for name in ("scenes", "taught"))
         assert set(taught.manifest.inputs) - set(plain.manifest.inputs) == {
