@@ -10,7 +10,7 @@ VOC is reported, never chosen by.
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,6 +45,7 @@ from training.train import TRAIN, GroupingTraining
 
 SEEDS = 3
 CALIBRATED = ("untrained", "caption")
+LIKELY = "both, likely concepts"  # where the config has the stage that tells them
 SMALL = 224  # pixels of a window where a region takes a pass of its own: a quarter of the work
 KEYS = ("miou_present", "miou", "pixel_accuracy")
 PLAIN, RATE = {"keep": 0.0, "alike": 1.0}, 3e-4  # the loss as it was published
@@ -66,6 +67,7 @@ class Variant:
     training: GroupingTraining | None
     naming: Mapping[str, Any] = field(default_factory=dict)  # where it differs from the config's
     seen: RegionsConfig | None = None  # how regions are, in training and at inference; None: as configured
+    archives: str = "archive"  # the stage whose archives are read
 
 
 def variants(base: GroupingTraining, only: Collection[str], contexts: bool) -> Iterator[Variant]:
@@ -73,23 +75,24 @@ def variants(base: GroupingTraining, only: Collection[str], contexts: bool) -> I
     for name, training in trainings(base):
         if only and name not in only:
             continue
+        row = partial(Variant, training=training, archives="presence" if name == LIKELY else "archive")
         if contexts:
             for context in (True, False):
                 seen = RegionsConfig(size=min(SMALL, base.recognition.size), context=context)
                 told = "with" if context else "without"
-                yield Variant(f"{name}, {seen.size} px, {told} context", training, COARSE, seen)
+                yield row(f"{name}, {seen.size} px, {told} context", naming=COARSE, seen=seen)
             continue
-        yield Variant(f"{name}, by regions alone", training, BY_REGIONS)
-        yield Variant(f"{name}, without discriminants", training, PLAIN_NAMING)
-        yield Variant(f"{name}, with them", training, {**COARSE, "border_weight": 0.0})
-        yield Variant(f"{name}, and the border", training, COARSE)
-        yield Variant(f"{name}, and a look at the picture", training, {"region_size": 0})
-        yield Variant(f"{name}, and finer maps", training)
+        yield row(f"{name}, by regions alone", naming=BY_REGIONS)
+        yield row(f"{name}, without discriminants", naming=PLAIN_NAMING)
+        yield row(f"{name}, with them", naming={**COARSE, "border_weight": 0.0})
+        yield row(f"{name}, and the border", naming=COARSE)
+        yield row(f"{name}, and a look at the picture", naming={"region_size": 0})
+        yield row(f"{name}, and finer maps", naming={"region_size": 2 * base.recognition.size})
         if name in CALIBRATED:
             standard = CalibrationConfig("standard", base.sources)
             captions = CalibrationConfig("captions", base.sources)
-            yield Variant(f"{name}, standardised", training, {"calibration": standard, **BY_REGIONS})
-            yield Variant(f"{name}, calibrated by captions", training, {"calibration": captions, **LOG_ODDS})
+            yield row(f"{name}, standardised", naming={"calibration": standard, **BY_REGIONS})
+            yield row(f"{name}, calibrated by captions", naming={"calibration": captions, **LOG_ODDS})
 
 
 def trainings(base: GroupingTraining) -> Iterator[tuple[str, GroupingTraining | None]]:
@@ -100,6 +103,7 @@ def trainings(base: GroupingTraining) -> Iterator[tuple[str, GroupingTraining | 
         yield f"{kind}caption", replace(training, nouns="caption")
         yield f"{kind}archive", replace(training, nouns="archive", with_caption=False)
         yield f"{kind}both", replace(training, nouns="archive")
+    yield LIKELY, replace(base, nouns="archive")
     caption = replace(base, nouns="caption")
     yield "caption, and whole captions", _with(caption, {"caption_weight": 1.0})
     yield "caption, all regions by softmax", _with(caption, {"pooling": "softmax"})
@@ -213,12 +217,14 @@ class Study:
         given = {name: self.found[name] for name in ("corpus", "encoder", "groups")}
         return self._made(REGIONS, seen, given)
 
-    def train(self, training: GroupingTraining, seed: int, seen: RegionsConfig | None) -> Artifact:
+    def train(self, variant: Variant, seed: int) -> Artifact:
         """Trains, or takes what is in the store."""
-        training = replace(training, loop=replace(training.loop, seed=seed))
-        curated = {name: self.found[name] for name in ("corpus", "vocabulary", "mentions", "archive")}
-        curated["archive"] = self.found.get("presence", curated["archive"])
-        given = {"encoder": self.found["encoder"], "regions": self.regions(seen), **training.inputs(curated)}
+        assert variant.training is not None, "there is nothing to train"
+        training = replace(variant.training, loop=replace(variant.training.loop, seed=seed))
+        curated = {name: self.found[name] for name in ("corpus", "vocabulary", "mentions")}
+        curated["archive"] = self.found[variant.archives]
+        regions = self.regions(variant.seen)
+        given = {"encoder": self.found["encoder"], "regions": regions, **training.inputs(curated)}
         return self._made(TRAIN, training, given)
 
     def _made(self, stage: Stage[Any], config: Any, given: Mapping[str, Artifact]) -> Artifact:
@@ -233,6 +239,8 @@ class Study:
         said = {name: self.found[name] for name in ("mentions", "vocabulary")}
         groups = self.settings.groups.grouping
         for variant in variants(self.settings.train.grouping, self.only, self.contexts):
+            if variant.archives not in self.found:
+                continue
             asked = replace(self.asked, **variant.naming)
             name = "grouping" if variant.training else "grouping_untrained"
             seen = variant.seen
@@ -241,7 +249,7 @@ class Study:
             for seed in range(self.seeds if variant.training else 1):
                 given = {**said, "regions": self.regions(seen)}
                 if variant.training:
-                    given["model"] = self.train(variant.training, seed, seen)
+                    given["model"] = self.train(variant, seed)
                 built = build_segmenter(config, self.benchmark, protocol_of(asked), given, encoder)
                 assert isinstance(built, RegionSegmenter)
                 yield variant, built
