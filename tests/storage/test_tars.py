@@ -1,14 +1,15 @@
 import gzip
 import io
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import tars
+from storage import tar_entries, tars
+from storage.tar_entries import DamageError, Entry
 from storage.tars import Rejection, Sample, read_tar, write_tar
 
 CAT = {"jpg": b"a cat" * 200, "txt": b"a cat"}
@@ -65,6 +66,45 @@ class Forward(io.RawIOBase):
 
 KEYS = st.text("abz09_é/", min_size=1, max_size=40).filter(lambda key: key.strip("/") == key)
 MEMBERS = st.dictionaries(st.sampled_from(["jpg", "txt", "archive.json"]), st.binary(), min_size=1)
+
+
+def parsed(parse: Callable[[bytes, int], Entry], block: bytes) -> Entry | str:
+    try:
+        return parse(block, 0)
+    except DamageError as damage:
+        return str(damage)
+
+
+@settings(max_examples=300)
+@given(
+    name=st.text("ab/é", min_size=1, max_size=130),
+    size=st.integers(0, 2**34),
+    owner=st.sampled_from([0, 1000, 2**21, 2**22]),
+    layout=st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+    place=st.integers(0, 511),
+    value=st.sampled_from(b"\0 /0789aLx\x80\xff"),
+    mended=st.booleans(),
+)
+def test_header_is_what_tarfile_reads_in_it_whatever_byte_is_damaged(
+    name: str, size: int, owner: int, layout: int, place: int, value: int, mended: bool
+) -> None:
+    info = header(name, size=size, uid=owner, gid=owner)
+    try:
+        whole = info.tobuf(layout)
+    except ValueError:  # what this layout cannot hold
+        return
+    block = bytearray(whole[-512:])
+    assert parsed(tar_entries._parse, bytes(block)) == parsed(tar_entries._any, bytes(block))
+    block[place] = value
+    if mended:
+        counted = sum(block) - sum(block[148:156]) + 8 * ord(" ")
+        block[148:156] = b"%06o\0 " % counted
+    assert parsed(tar_entries._parse, bytes(block)) == parsed(tar_entries._any, bytes(block))
+
+
+def test_headers_that_are_written_here_are_plain_ones() -> None:
+    block = written([Sample("a/b", CAT)])[:512]
+    assert tar_entries._plain_file(block) == Entry("a/b.jpg", tarfile.REGTYPE, len(CAT["jpg"]))
 
 
 @settings(max_examples=40)
