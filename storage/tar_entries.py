@@ -39,11 +39,11 @@ class Source:
 
     def __init__(self, stream: BinaryIO) -> None:
         head = stream.read(_BLOCK)
-        self._stream: BinaryIO | gzip.GzipFile = stream
-        self._unread = head
+        self._more, self._chunk = stream.read, head
+        self._at = 0  # bytes of the chunk that are read
         self.offset = 0
-        if head.startswith(b"\x1f\x8b"):
-            self._stream, self._unread = gzip.GzipFile(fileobj=_Rejoined(head, stream)), b""
+        if head.startswith(b"\x1f\x8b"):  # read1 gives what comes before a break, and does not wait for all
+            self._more, self._chunk = gzip.GzipFile(fileobj=_Rejoined(head, stream)).read1, b""
 
     def take(self, size: int) -> bytes:
         """The next ``size`` bytes.
@@ -51,7 +51,7 @@ class Source:
         Raises:
             DamageError: The stream ends before.
         """
-        piece = self._read(size) if size <= _CHUNK else b""
+        piece = self._read(size)
         return piece if len(piece) == size else b"".join([piece, *self._pieces(size - len(piece))])
 
     def take_data(self, entry: Entry) -> bytes:
@@ -91,15 +91,21 @@ class Source:
         return DamageError(reason, f"ends at byte {self.offset}, {missing} bytes are missing")
 
     def _read(self, size: int) -> bytes:
+        """Up to ``size`` bytes, from a chunk in memory: a stream's own call costs more than small reads."""
+        if size and self._at == len(self._chunk):
+            self._chunk, self._at = self._next_chunk(), 0
+        piece = self._chunk[self._at : self._at + size]
+        self._at += len(piece)
+        self.offset += len(piece)
+        return piece
+
+    def _next_chunk(self) -> bytes:
         try:
-            piece = self._unread[:size] or self._stream.read(size)
+            return self._more(_CHUNK)
         except EOFError:
             raise DamageError("tar_truncated", "the gzip stream breaks off") from None
         except (gzip.BadGzipFile, zlib.error) as error:
             raise DamageError("tar_unreadable", f"damaged gzip stream: {error}") from None
-        self._unread = self._unread[size:]
-        self.offset += len(piece)
-        return piece
 
 
 class _Rejoined(io.RawIOBase):
