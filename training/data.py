@@ -58,7 +58,7 @@ def random_crop(
     crop_HWC = image_HWC[top : top + tall, left : left + wide]
     way = cv2.INTER_AREA if min(tall, wide) > size else cv2.INTER_CUBIC
     resized_HWC = cv2.resize(crop_HWC, (size, size), interpolation=way)
-    return np.asarray(resized_HWC[:, ::-1] if rng.random() < config.flip else resized_HWC, np.uint8)
+    return np.asarray(cv2.flip(resized_HWC, 1) if rng.random() < config.flip else resized_HWC, np.uint8)
 
 
 def to_tensor(images: Sequence[NDArray[np.uint8]]) -> Tensor:
