@@ -245,7 +245,11 @@ def test_read_tar_gzip_damaged_midway_is_a_rejection() -> None:
     assert faults(read(bytes(data))) == [("", "tar_unreadable")]
 
 
-@pytest.mark.parametrize("data", [b"", tar_of([]), tar_of([("README", b"x")]), gzip.compress(tar_of([]))])
+@pytest.mark.parametrize(
+    "data",
+    [b"", tar_of([]), tar_of([("README", b"x")]), gzip.compress(tar_of([]), mtime=0)],
+    ids=["nothing", "no entry", "no sample", "no entry, compressed"],
+)
 def test_read_tar_without_samples_is_one_rejection(data: bytes) -> None:
     assert faults(read(data)) == [("", "tar_empty")]
 
