@@ -2,6 +2,7 @@
 
 The peer is a plain reading of masked attention: for each region a forward pass of the same tower, whose class
 token may attend to the patches of that region only. Both sides take the same images and masks, in turn.
+One case has open_clip's own transformer, the other one of timm's, to whose tokens regions' are appended.
 Run: ``python -m benchmarks.region_pass_vs_k_passes``.
 """
 
@@ -20,8 +21,15 @@ from training.regions import RegionEncoder, Regions
 REGIONS, ROUNDS = 8, 3
 
 
+def cases() -> list[dict[str, Any]]:
+    """Both transformers."""
+    return [measure(), measure(case="region_pass_vs_k_passes_timm", model="EVA02-B-16")]
+
+
 @torch.inference_mode()
-def measure(*, model: str = "ViT-B-16", images: int = 2) -> dict[str, Any]:
+def measure(
+    *, case: str = "region_pass_vs_k_passes", model: str = "ViT-B-16", images: int = 2
+) -> dict[str, Any]:
     """Images per second of both sides, their ratio, and the machine's limit."""
     torch.manual_seed(0)
     network: Any = new_model(model)
@@ -29,14 +37,15 @@ def measure(*, model: str = "ViT-B-16", images: int = 2) -> dict[str, Any]:
     encoder = RegionEncoder(visual).eval()
     size = visual.image_size[0]
     image_NCHW = torch.randn(images, 3, size, size)
-    regions_NKhw = masks(blobs(images, *visual.grid_size), REGIONS)
+    regions_NKhw = masks(blobs(images, *grid_of(visual)), REGIONS)
+    masked_pass = _masked_trunk if hasattr(visual, "trunk") else _masked_pass
 
     def ours() -> Tensor:
         found: Regions = encoder(image_NCHW, regions_NKhw)
         return found.region_NKD
 
     def peer() -> Tensor:
-        return torch.stack([_masked_pass(visual, image_NCHW, r) for r in regions_NKhw.unbind(1)], 1)
+        return torch.stack([masked_pass(visual, image_NCHW, r) for r in regions_NKhw.unbind(1)], 1)
 
     ours(), peer()
     times = [(seconds(ours), seconds(peer)) for _ in range(ROUNDS)]
@@ -44,7 +53,7 @@ def measure(*, model: str = "ViT-B-16", images: int = 2) -> dict[str, Any]:
     limit = statistics.median(products_per_second() for _ in range(ROUNDS)) / operations(visual)
     cosine = torch.cosine_similarity(ours(), peer(), dim=-1).mean()
     return {
-        "case": "region_pass_vs_k_passes",
+        "case": case,
         "ours": fast,
         "peer": slow,
         "unit": "images/s",
@@ -81,14 +90,37 @@ def _masked_pass(visual: Any, image_NCHW: Tensor, region_Nhw: Tensor) -> Tensor:
     return vector_ND
 
 
+def _masked_trunk(visual: Any, image_NCHW: Tensor, region_Nhw: Tensor) -> Tensor:
+    """The same of a transformer of timm's with rotary positions."""
+    trunk = visual.trunk
+    tokens_NTD, turns = trunk._pos_embed(trunk.patch_embed(image_NCHW))  # noqa: SLF001
+    inside_NP = coverage(region_Nhw[:, None], *grid_of(visual))[:, 0].flatten(1) > 0
+    seen_NTT = torch.ones(*tokens_NTD.shape[:2], tokens_NTD.shape[1], dtype=torch.bool)
+    seen_NTT[:, 0, 1:] = inside_NP
+    tokens_NTD = trunk.norm_pre(tokens_NTD)
+    for block in trunk.blocks:
+        tokens_NTD = block(tokens_NTD, rope=turns, attn_mask=seen_NTT[:, None])
+    vector_ND: Tensor = visual.head(trunk.forward_head(trunk.norm(tokens_NTD)))
+    return vector_ND
+
+
+def grid_of(visual: Any) -> tuple[int, int]:
+    """Rows and columns of its patches."""
+    grid = visual.trunk.patch_embed.grid_size if hasattr(visual, "trunk") else visual.grid_size
+    return int(grid[0]), int(grid[1])
+
+
 def operations(visual: Any) -> float:
     """Floating-point operations of the tower on one image: weights times tokens, and attention."""
-    height, width = visual.grid_size
-    blocks = visual.transformer.resblocks
-    weights = sum(p.numel() for p in blocks.parameters() if p.ndim == 2) + visual.conv1.weight.numel()
-    tokens, channels = 1 + height * width, visual.conv1.out_channels
+    height, width = grid_of(visual)
+    trunk = getattr(visual, "trunk", None)
+    blocks, patches = (
+        (trunk.blocks, trunk.patch_embed.proj) if trunk else (visual.transformer.resblocks, visual.conv1)
+    )
+    weights = sum(p.numel() for p in blocks.parameters() if p.ndim == 2) + patches.weight.numel()
+    tokens, channels = 1 + height * width, patches.out_channels
     return float(2 * tokens * (weights + 2 * len(blocks) * tokens * channels))
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(), indent=1))
+    print(json.dumps(cases(), indent=1))

@@ -43,7 +43,7 @@ def cases() -> Iterator[dict[str, Any]]:
     yield from groupvit_step_vs_transformers.cases()
     yield loader_vs_decode.measure()
     yield kmeans_groups_vs_sklearn.measure()
-    yield region_pass_vs_k_passes.measure()
+    yield from region_pass_vs_k_passes.cases()
     points = scale.curve(SIZES)
     yield scale.scaling(points)
     yield scale.peak(points)

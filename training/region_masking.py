@@ -7,6 +7,9 @@ the whole image, one pass names all regions, and the image's own vector is the t
 Since nothing looks at a region token, the K of them run beside the tower as a second, narrow stream of
 queries through the same weights: no mask over all pairs of tokens is needed. Beside T = 197 tokens, 8
 region tokens of a ViT-B/16 add 12 % to the work, mostly keys and values projected a second time.
+
+Towers whose picture is not their class token pool a region as they pool the picture: CLIPA's by the mean of
+the region's patches, CoCa's by its first query, which sees the region's token and patches alone.
 """
 
 from collections.abc import Sequence
@@ -18,6 +21,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from training.grouping import coverage
+from training.positions import positions_on
+from training.region_pooling import mean_inside
 
 
 class Block(Protocol):
@@ -46,6 +51,23 @@ class Blocks(Protocol):
     grad_checkpointing: bool
 
 
+class Pooler(Protocol):
+    """What we use of open_clip's AttentionalPooler."""
+
+    query: nn.Parameter
+    ln_q: nn.Module
+    ln_k: nn.Module
+    attn: nn.MultiheadAttention
+
+    def parameters(self) -> Sequence[nn.Parameter]:
+        """Its weights."""
+        ...
+
+    def __call__(self, tokens_NTD: Tensor) -> Tensor:
+        """What its queries read."""
+        ...
+
+
 class VisionTransformer(Protocol):
     """What we use of open_clip's VisionTransformer."""
 
@@ -58,7 +80,8 @@ class VisionTransformer(Protocol):
     transformer: Blocks
     ln_post: nn.Module
     proj: nn.Parameter
-    attn_pool: nn.Module | None
+    attn_pool: Pooler | None
+    attn_pool_contrastive: nn.Module | None  # where there is a pooler
     pool_type: str
     final_ln_after_pool: bool
 
@@ -72,23 +95,25 @@ class MaskedTransformer:
     """An open_clip VisionTransformer with region tokens.
 
     Raises:
-        ValueError: for a variant whose class token is not all there is to its image vector.
+        ValueError: for a variant that regions cannot have a part in.
     """
 
     def __init__(self, visual: VisionTransformer) -> None:
         if fault := _fault(visual):
             raise ValueError(
                 f"cannot add region tokens to this {type(visual).__name__}: {fault}; give one that pools by "
-                "its class token, with open_clip's default blocks, no patch dropout, and its projection"
+                "its class token, its patches' mean or CoCa's queries, with open_clip's default blocks, no "
+                "patch dropout, and its projection"
             )
         self.visual = visual
+        self.averages = visual.attn_pool is None and visual.pool_type == "avg"
 
     def tokens(self, image_NCHW: Tensor, regions_NKhw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Region tokens [N, K, D] and class tokens [N, D], normalised, and which regions hold any patch."""
+        """What lies before the projection: of regions [N, K, D] and images [N, D]; which hold any patch."""
         tokens_NTD, grid = self._embed(image_NCHW)
-        inside_NKP = coverage(regions_NKhw, *grid).flatten(2) > 0
-        tokens_NTD, regions_NKD = self._run(tokens_NTD, inside_NKP)
-        return self.visual.ln_post(regions_NKD), self._pool(tokens_NTD), inside_NKP.any(2)
+        cover_NKP = coverage(regions_NKhw, *grid).flatten(2)
+        tokens_NTD, regions_NKD = self._run(tokens_NTD, cover_NKP[:, :0] if self.averages else cover_NKP)
+        return self._pooled(tokens_NTD, regions_NKD, cover_NKP), self._pool(tokens_NTD), cover_NKP.any(2)
 
     def project(self, tokens_XC: Tensor) -> Tensor:
         """The tower's own projection: vectors [..., D] of tokens [..., C]."""
@@ -99,7 +124,9 @@ class MaskedTransformer:
         tokens_NTD, grid = self._embed(image_NCHW)
         for block in self.visual.transformer.resblocks:
             tokens_NTD = block(tokens_NTD)
-        patches_NPD: Tensor = self.visual.ln_post(tokens_NTD[:, 1:])
+        patches_NPD = tokens_NTD[:, 1:]
+        if self.visual.attn_pool is None:  # else the norm is the pooler's
+            patches_NPD = self.visual.ln_post(patches_NPD)
         return patches_NPD.mT.reshape(len(patches_NPD), -1, *grid)
 
     def head(self) -> list[nn.Parameter]:
@@ -116,7 +143,8 @@ class MaskedTransformer:
         if count > len(blocks):
             raise ValueError(f"this tower has {len(blocks)} blocks, not {count}; choose fewer, or all")
         inside = [parameter for block in blocks[-count:] for parameter in block.parameters()]
-        return [*inside, *self.visual.ln_post.parameters(), self.visual.proj]
+        pooler = list(self.visual.attn_pool.parameters()) if self.visual.attn_pool is not None else []
+        return [*inside, *pooler, *self.visual.ln_post.parameters(), self.visual.proj]
 
     def projections(self) -> list[nn.Parameter]:
         """The query, key, value and output projections of all blocks."""
@@ -131,22 +159,14 @@ class MaskedTransformer:
         grid = (maps_NDhw.shape[2], maps_NDhw.shape[3])
         class_N1D = self.visual.class_embedding.to(maps_NDhw.dtype).expand(len(maps_NDhw), 1, -1)
         tokens_NTD = torch.cat([class_N1D, maps_NDhw.flatten(2).mT], 1)
-        tokens_NTD = tokens_NTD + self._positions(grid).to(maps_NDhw.dtype)
+        places_TD = positions_on(self.visual.positional_embedding, self.visual.grid_size, grid)
+        tokens_NTD = tokens_NTD + places_TD.to(maps_NDhw.dtype)
         return self.visual.ln_pre(tokens_NTD), grid
 
-    def _positions(self, grid: tuple[int, int]) -> Tensor:
-        """Position embeddings [1 + P, D], bicubic on any grid but the one they were learnt on."""
-        learnt_TD = self.visual.positional_embedding
-        if grid == tuple(self.visual.grid_size):
-            return learnt_TD
-        maps_Dhw = learnt_TD[1:].T.reshape(-1, *self.visual.grid_size).float()
-        maps_Dhw = functional.interpolate(maps_Dhw[None], grid, mode="bicubic", antialias=True)[0]
-        return torch.cat([learnt_TD[:1], maps_Dhw.flatten(1).T.to(learnt_TD.dtype)])
-
-    def _run(self, tokens_NTD: Tensor, inside_NKP: Tensor) -> tuple[Tensor, Tensor]:
+    def _run(self, tokens_NTD: Tensor, cover_NKP: Tensor) -> tuple[Tensor, Tensor]:
         transformer = self.visual.transformer
-        regions_NKD = tokens_NTD[:, :1].expand(-1, inside_NKP.shape[1], -1)
-        hidden = _hidden(inside_NKP, transformer.resblocks[0].attn.num_heads)
+        regions_NKD = tokens_NTD[:, :1].expand(-1, cover_NKP.shape[1], -1)
+        hidden = _hidden(cover_NKP > 0, transformer.resblocks[0].attn.num_heads)
         for block in transformer.resblocks:
             streams = (block, tokens_NTD, regions_NKD, hidden)
             if transformer.grad_checkpointing:
@@ -156,17 +176,46 @@ class MaskedTransformer:
         return tokens_NTD, regions_NKD
 
     def _pool(self, tokens_NTD: Tensor) -> Tensor:
-        norm = self.visual.ln_post
-        late = self.visual.final_ln_after_pool  # the same numbers, but not the same bits
+        """As the tower pools its picture, operation by operation, so that no bit differs."""
+        norm, late = self.visual.ln_post, self.visual.final_ln_after_pool
+        if self.visual.attn_pool is not None:
+            read_NQD: Tensor = norm(self.visual.attn_pool(tokens_NTD))
+            return read_NQD[:, 0]
+        if self.averages:
+            mean_ND: Tensor = norm(tokens_NTD[:, 1:].mean(dim=1)) if late else norm(tokens_NTD)[:, 1:].mean(1)
+            return mean_ND
         class_ND: Tensor = norm(tokens_NTD[:, 0]) if late else norm(tokens_NTD)[:, 0]
         return class_ND
 
+    def _pooled(self, tokens_NTD: Tensor, regions_NKD: Tensor, cover_NKP: Tensor) -> Tensor:
+        """Regions likewise: [N, K, D]."""
+        norm, patches_NPD = self.visual.ln_post, tokens_NTD[:, 1:]
+        if self.visual.attn_pool is not None:
+            regions_NKD = _queried(self.visual.attn_pool, patches_NPD, regions_NKD, cover_NKP > 0)
+        elif self.averages and not self.visual.final_ln_after_pool:
+            return mean_inside(norm(patches_NPD), cover_NKP)
+        elif self.averages:
+            regions_NKD = mean_inside(patches_NPD, cover_NKP)
+        found_NKD: Tensor = norm(regions_NKD)
+        return found_NKD
+
+
+def _queried(pooler: Pooler, patches_NPD: Tensor, regions_NKD: Tensor, inside_NKP: Tensor) -> Tensor:
+    """What the first query reads of each region's token and patches: [N, K, D']."""
+    query_N1D = pooler.ln_q(pooler.query[:1]).expand(len(patches_NPD), -1, -1)
+    read = []
+    for region in range(inside_NKP.shape[1]):
+        keys_NTD = pooler.ln_k(torch.cat([regions_NKD[:, region : region + 1], patches_NPD], 1))
+        hidden_NT = functional.pad(~inside_NKP[:, region], (1, 0), value=False)
+        read.append(pooler.attn(query_N1D, keys_NTD, keys_NTD, key_padding_mask=hidden_NT)[0])
+    return torch.cat(read, 1) if read else query_N1D[:, :0]
+
 
 def _fault(visual: VisionTransformer) -> str:
-    if visual.attn_pool is not None:
-        return "it pools by attention"
-    if visual.pool_type != "tok":
-        return f"its pooling is '{visual.pool_type}', not 'tok'"
+    if visual.attn_pool is not None and (visual.attn_pool_contrastive or visual.pool_type != "tok"):
+        return "it pools by two poolers, or by no token of one"
+    if visual.pool_type not in ("tok", "avg"):
+        return f"its pooling is '{visual.pool_type}'"
     if getattr(visual.patch_dropout, "prob", 0.0) > 0:
         return "it drops patches while it trains (force_patch_dropout=0 leaves them)"
     if not all(isinstance(block.attn, nn.MultiheadAttention) for block in visual.transformer.resblocks):

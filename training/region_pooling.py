@@ -1,7 +1,7 @@
-"""Mask pooling: the vector of a region is the tower's head over the mean of its feature map in there."""
+"""Mask pooling: a region's vector is the tower's own pooling and head, of its part of the last map."""
 
 from collections.abc import Iterable
-from typing import Protocol, TypeGuard
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,12 @@ from training.low_rank import is_pointwise
 
 
 class Trunk(Protocol):
-    """What we use of a convolutional network of timm's."""
+    """What we use of a network of timm's that ends in maps: a convolutional one, or Swin."""
 
     num_features: int
 
     def forward_features(self, image_NCHW: Tensor) -> Tensor:
-        """Maps [N, num_features, h, w]."""
+        """Maps [N, num_features, h, w], or [N, h, w, num_features] where `output_fmt` is NHWC."""
         ...
 
     def forward_head(self, maps_NCHW: Tensor) -> Tensor:
@@ -40,12 +40,39 @@ class TimmModel(Protocol):
 
 
 def is_convolutional(visual: nn.Module) -> TypeGuard[TimmModel]:
-    """Whether it has the parts of open_clip's TimmModel; its first batch tells a convolutional trunk."""
+    """Whether it has the parts of open_clip's TimmModel; its first batch tells a trunk that ends in maps."""
     return hasattr(visual, "trunk") and isinstance(getattr(visual, "head", None), nn.Module)
 
 
-class PooledConvolutions:
-    """An open_clip TimmModel around a convolutional trunk with average pooling.
+def mean_inside(values_NPC: Tensor, cover_NKP: Tensor) -> Tensor:
+    """Means [N, K, C] of P values under K masks with weights in [0, 1]; 0 where a mask covers none."""
+    weights_NKP = cover_NKP.to(values_NPC.dtype)
+    area_NK1 = weights_NKP.sum(2, keepdim=True)
+    return weights_NKP @ values_NPC / torch.where(area_NK1 > 0, area_NK1, 1)
+
+
+def cells_of(regions_NKhw: Tensor, maps_NCHW: Tensor) -> Tensor:
+    """The part of each cell of some maps that each region covers, [N, K, P]."""
+    return coverage(regions_NKhw, maps_NCHW.shape[2], maps_NCHW.shape[3]).flatten(2)
+
+
+def projection_of(visual: TimmModel) -> list[nn.Parameter]:
+    """The parameters of a TimmModel's projection: open_clip's, or else the trunk's own classifier.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    classifier = getattr(visual.trunk, "get_classifier", nn.Identity)()
+    parameters = [*classifier.parameters(), *visual.head.parameters()]
+    if not parameters:
+        raise ValueError(
+            "this tower has no projection to train (timm_proj 'none'); choose last, lora:R or all"
+        )
+    return parameters
+
+
+class PooledMaps:
+    """An open_clip TimmModel around a trunk that ends in maps, with average pooling.
 
     A region that covers the image gets the image's own vector: the trunk's own head runs on its mean.
 
@@ -67,15 +94,14 @@ class PooledConvolutions:
 
     def pool(self, maps_NCHW: Tensor, regions_NKhw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The same, of maps that are already there."""
-        weights_NKhw = coverage(regions_NKhw, maps_NCHW.shape[2], maps_NCHW.shape[3]).to(maps_NCHW.dtype)
-        area_NK1 = weights_NKhw.sum((2, 3))[..., None]
-        sums_NKC = torch.einsum("nkhw,nchw->nkc", weights_NKhw, maps_NCHW)
-        means_NKC = sums_NKC / torch.where(area_NK1 > 0, area_NK1, 1)
-        return means_NKC, maps_NCHW.mean((2, 3)), area_NK1[..., 0] > 0
+        cover_NKP = cells_of(regions_NKhw, maps_NCHW)
+        means_NKC = mean_inside(maps_NCHW.flatten(2).mT, cover_NKP)
+        return means_NKC, maps_NCHW.mean((2, 3)), cover_NKP.any(2)
 
     def project(self, tokens_XC: Tensor) -> Tensor:
         """The tower's own head on means [..., C]: vectors [..., D]."""
-        maps = tokens_XC.reshape(-1, tokens_XC.shape[-1])[..., None, None]
+        tokens_MC = tokens_XC.reshape(-1, tokens_XC.shape[-1])
+        maps = tokens_MC[:, None, None] if self._channels_last else tokens_MC[..., None, None]
         vectors: Tensor = self.visual.head(self.visual.trunk.forward_head(maps))
         return vectors.reshape(*tokens_XC.shape[:-1], vectors.shape[-1])
 
@@ -83,23 +109,22 @@ class PooledConvolutions:
         """The trunk's last maps [N, C, h, w].
 
         Raises:
-            ValueError: if the trunk is not convolutional.
+            ValueError: if the trunk does not end in maps, or takes no images of this size.
         """
+        _refuse_other_size(image_NCHW, self.visual.trunk)
         maps_NCHW, channels = self.visual.trunk.forward_features(image_NCHW), self.visual.trunk.num_features
+        if self._channels_last and maps_NCHW.ndim == 4:
+            maps_NCHW = maps_NCHW.permute(0, 3, 1, 2)
         if maps_NCHW.ndim != 4 or maps_NCHW.shape[1] != channels:
             raise ValueError(
                 f"{type(self.visual.trunk).__name__} gives features {list(maps_NCHW.shape)}, not maps "
-                f"[N, {channels}, h, w]; give a convolutional trunk, or open_clip's own VisionTransformer"
+                f"[N, {channels}, h, w]; give a trunk that ends in maps, or a plain transformer"
             )
         return maps_NCHW
 
     def head(self) -> list[nn.Parameter]:
         """The projection: open_clip's, or else the trunk's own classifier."""
-        classifier = getattr(self.visual.trunk, "get_classifier", nn.Identity)()
-        parameters = [*classifier.parameters(), *self.visual.head.parameters()]
-        if not parameters:
-            raise ValueError("this tower has no projection to train (timm_proj 'none'); choose last or all")
-        return parameters
+        return projection_of(self.visual)
 
     def last(self, count: int) -> list[nn.Parameter]:
         """From the last stages on: networks of timm hold their parts in the order they run.
@@ -127,6 +152,20 @@ class PooledConvolutions:
                 "this tower has no convolution of one pixel to train; choose head, last:N or all"
             )
         return [parameter for layer in layers for parameter in layer.parameters()]
+
+    @property
+    def _channels_last(self) -> bool:
+        return str(getattr(self.visual.trunk, "output_fmt", "NCHW")).endswith("NHWC")
+
+
+def _refuse_other_size(image_NCHW: Tensor, trunk: Any) -> None:
+    embed: Any = getattr(trunk, "patch_embed", None)
+    if getattr(embed, "strict_img_size", False) and tuple(image_NCHW.shape[2:]) != tuple(embed.img_size):
+        (down, across), (height, width) = embed.img_size, image_NCHW.shape[2:]
+        raise ValueError(
+            f"{type(trunk).__name__} takes images of {down} x {across} px alone, not {height} x {width}; "
+            "give that size (regions.size, recognition.size)"
+        )
 
 
 def _other_pooling(visual: TimmModel) -> str:

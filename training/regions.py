@@ -9,7 +9,9 @@ from torch.nn import functional
 
 from training.low_rank import adapt, merge
 from training.region_masking import MaskedTransformer, is_transformer
-from training.region_pooling import PooledConvolutions, is_convolutional
+from training.region_pooling import PooledMaps, is_convolutional
+from training.region_resnet import AttendedMaps, is_resnet
+from training.region_trunk import TimmTransformer, is_timm_transformer
 
 PARTS = "none, head, last, last:N (blocks or stages), projections, lora:R (rank) or all"
 
@@ -27,8 +29,9 @@ class Regions:
 class RegionEncoder(nn.Module):
     """An image tower of open_clip that also encodes regions.
 
-    Transformers mask attention (`training.region_masking`), convolutional towers pool under the masks
-    (`training.region_pooling`). The images' own vectors are the tower's, bit for bit, whatever the regions.
+    Transformers mask attention (`training.region_masking`, `training.region_trunk`), convolutional towers
+    pool under the masks (`training.region_pooling`, `training.region_resnet`). The images' own vectors are
+    the tower's: bit for bit without regions, and with them to the rounding of a longer sequence at most.
 
     Without context each region is encoded by a forward pass of its own, which sees no other pixel: the rest
     of the image is its mean colour. That is for comparison; it takes as many passes as there are regions.
@@ -83,13 +86,11 @@ class RegionEncoder(nn.Module):
     @property
     def pools(self) -> bool:
         """Whether regions are means of the maps that `dense` gives, so that maps in hand can be pooled."""
-        return self.context and isinstance(self._tower, PooledConvolutions)
+        return self.context and isinstance(self._tower, PooledMaps)
 
     def pool(self, maps_NCHW: Tensor, regions_NKhw: Tensor) -> Regions:
         """Regions of maps that `dense` gave. Only where the tower pools."""
-        assert isinstance(self._tower, PooledConvolutions), (
-            "a transformer's regions are not means of its maps"
-        )
+        assert isinstance(self._tower, PooledMaps), "a transformer's regions are not means of its maps"
         regions_NKC, pooled_NC, valid_NK = self._tower.pool(maps_NCHW, regions_NKhw)
         return self.projected(regions_NKC, pooled_NC, valid_NK)
 
@@ -177,12 +178,19 @@ def _hidden(image_NCHW: Tensor, region_N1hw: Tensor) -> Tensor:
     return image_NCHW * functional.interpolate(region_N1hw.to(image_NCHW.dtype), image_NCHW.shape[2:])
 
 
-def _adapt(visual: nn.Module) -> MaskedTransformer | PooledConvolutions:
+Tower = MaskedTransformer | TimmTransformer | AttendedMaps | PooledMaps
+
+
+def _adapt(visual: nn.Module) -> Tower:
     if is_transformer(visual):
         return MaskedTransformer(visual)
+    if is_timm_transformer(visual):
+        return TimmTransformer(visual)
+    if is_resnet(visual):
+        return AttendedMaps(visual)
     if is_convolutional(visual):
-        return PooledConvolutions(visual)
+        return PooledMaps(visual)
     raise ValueError(
-        f"cannot encode regions with {type(visual).__name__}: it is neither open_clip's VisionTransformer "
-        "nor its TimmModel around a convolutional trunk; give the visual tower of such a model"
+        f"cannot encode regions with {type(visual).__name__}: it is neither open_clip's VisionTransformer or "
+        "ModifiedResNet nor its TimmModel; give the visual tower of such a model"
     )

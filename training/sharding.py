@@ -49,11 +49,18 @@ def shard(towers: Mapping[str, nn.Module]) -> None:
 def _layers(tower: nn.Module) -> Iterator[nn.Module]:
     """What each block calls as a whole, such as its attention and its MLP, where it holds matrices."""
     for blocks in tower.modules():
-        if isinstance(blocks, nn.ModuleList):
-            for layer in (layer for block in blocks for layer in block.children()):
+        if _are_blocks(blocks):
+            for layer in (layer for block in blocks.children() for layer in block.children()):
                 matrices = any(weight.ndim > 1 for weight in layer.parameters())
                 if matrices and not isinstance(layer, nn.ModuleList):
                     yield layer
+
+
+def _are_blocks(module: nn.Module) -> bool:
+    """A list of blocks, or, as timm has it, a sequence of those that attend."""
+    if isinstance(module, nn.Sequential):
+        return len(module) > 0 and all(hasattr(block, "attn") for block in module)
+    return isinstance(module, nn.ModuleList)
 
 
 def whole(tensors: Mapping[str, Tensor]) -> Tensors:

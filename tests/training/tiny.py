@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -110,11 +111,34 @@ def _spread(model: nn.Module) -> None:
             weight.data.normal_(std=0.3, generator=stream)
 
 
-def recognition(trains: str = "all", **settings: Any) -> RecognitionObjective:
+def transformer() -> nn.Module:
+    """open_clip's own."""
+    sizes = {"image_size": SIZE, "patch_size": 8, "width": 32, "layers": 3, "heads": 4, "mlp_ratio": 2.0}
+    return cast("nn.Module", open_clip.transformer.VisionTransformer(**sizes, output_dim=16))
+
+
+def perception() -> nn.Module:
+    """One of timm's, small: rotary positions, and a latent query that reads class token and patches."""
+    tower = open_clip.timm_model.TimmModel("test_vit", 16, image_size=SIZE, pool="token", proj="none")
+    sizes = {
+        "img_size": SIZE,
+        "patch_size": 8,
+        "embed_dim": 32,
+        "depth": 3,
+        "num_heads": 4,
+        "num_classes": 16,
+    }
+    rotary = {"use_rot_pos_emb": True, "ref_feat_shape": (4, 4), "attn_type": "rope"}
+    tower.trunk = open_clip.timm_model.timm.models.Eva(**sizes, **rotary, global_pool="map")
+    return cast("nn.Module", tower)
+
+
+def recognition(
+    trains: str = "all", make: Callable[[], nn.Module] = transformer, **settings: Any
+) -> RecognitionObjective:
     """A transformer on label maps of 2 to 5 regions."""
     torch.manual_seed(1)
-    sizes = {"image_size": SIZE, "patch_size": 8, "width": 32, "layers": 3, "heads": 4, "mlp_ratio": 2.0}
-    tower = open_clip.transformer.VisionTransformer(**sizes, output_dim=16)
+    tower = make()
     vectors_CD = nn.functional.normalize(torch.randn(CONCEPTS, 16), dim=-1)
     concepts = pa.table({"vector": pa.FixedSizeListArray.from_arrays(vectors_CD.flatten().numpy(), 16)})
     config, encoder = RecognitionConfig(trains=trains, size=SIZE, **settings), cast("Any", Encoder(tower))
@@ -123,7 +147,11 @@ def recognition(trains: str = "all", **settings: Any) -> RecognitionObjective:
     return made
 
 
-MAKE: dict[str, Callable[[], Any]] = {"groupvit": groupvit, "recognition": recognition}
+MAKE: dict[str, Callable[[], Any]] = {
+    "groupvit": groupvit,
+    "recognition": recognition,
+    "recognition by timm's": partial(recognition, make=perception),
+}
 
 
 def fit(job: Job[Any], peers: Peers) -> None:
