@@ -34,7 +34,7 @@ from flows.config import Config, load_config
 from flows.demo import reseeded
 from flows.pipeline import seen_at
 from flows.plan import Plan
-from flows.run import declared, make_runtime
+from flows.run import decided, declared, make_runtime
 from storage.artifact import Artifact
 from storage.stage import Stage, materialize
 from training.features import unit_maps
@@ -317,7 +317,7 @@ def main(
 ) -> None:
     """Print the table: mean and standard deviation over seeds."""
     torch.set_num_threads(os.cpu_count() or 1)
-    settings = load_config(config, overrides or ())
+    settings = decided(load_config(config, overrides or ()))
     settings = reseeded(settings, seed) if seed else settings
     _, plan = declared(settings, store)
     study = Study(settings, plan, benchmark_config(settings, benchmark), training or (), contexts, seeds)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from curation.embed import decided
+from curation import embed
 from curation.encoder import load_encoder
 from flows.claims import claim
 from flows.config import Config, load_config
@@ -25,6 +25,8 @@ from storage.artifact import Artifact, Store
 from storage.errors import ConfigError
 from storage.files import Folder
 from storage.runtime import Runtime, local_engine, silent_progress
+from training import precision
+from training.loop import LoopConfig
 
 SUMMARY = "summary.json"
 
@@ -50,8 +52,22 @@ def plan_run(config: Path, store: str, overrides: Sequence[str] = ()) -> tuple[s
 def declared(settings: Config, store: str) -> tuple[str, Plan]:
     """The name of a run and its declared stages, from a config that is already read."""
     plan = Plan(Store(store))
-    declare(plan, replace(settings, embed=decided(settings.embed)))
+    declare(plan, decided(settings))
     return settings.name, plan
+
+
+def decided(settings: Config) -> Config:
+    """The same with every precision that is left to the machine decided, since it is part of identities."""
+    given = settings.train
+    groupvit = replace(given.groupvit, loop=precision_of(given.groupvit.loop)) if given.groupvit else None
+    grouping = replace(given.grouping, loop=precision_of(given.grouping.loop)) if given.grouping else None
+    train = replace(given, groupvit=groupvit, grouping=grouping)
+    return replace(settings, embed=embed.decided(settings.embed), train=train)
+
+
+def precision_of(loop: LoopConfig) -> LoopConfig:
+    """The same with its precision decided."""
+    return replace(loop, precision=precision.decided(loop.precision))
 
 
 def make_runtime(engine: str, workers: int, device: str, quiet: bool = False, processes: int = 1) -> Runtime:

@@ -40,7 +40,7 @@ class LoopConfig:
     epochs: int = 30
     batch_size: int = 256  # samples, of all processes together
     micro_batch: int = field(default=0, metadata={"identity": False})  # of one pass, to save memory; 0: all
-    precision: Precision = "auto"  # of the passes: bf16 on a GPU that has it, else fp32
+    precision: Precision = "auto"  # of the passes; auto: see `training.precision.decided`
     shard: bool = field(default=False, metadata={"identity": False})  # towers in parts on the processes
     open_shards: int = 8  # shards in memory for shuffling; as many are read ahead
     ema: float = 0.0  # decay of the weights' moving average, which is then the result; 0 for none

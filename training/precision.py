@@ -6,6 +6,8 @@ from typing import Literal
 
 import torch
 
+from storage.errors import ConfigError
+
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -24,8 +26,17 @@ class Arithmetic:
 
     @classmethod
     def of(cls, precision: Precision, device: torch.device) -> "Arithmetic":
-        """What a precision means on a device; "auto" is bfloat16 on a GPU that has it, else float32."""
-        dtype = DTYPES[_decided(precision, device)]
+        """What a precision means on a device.
+
+        Raises:
+            ConfigError: for "auto", which does not say what the weights will be.
+        """
+        if precision == "auto":
+            raise ConfigError(
+                "loop.precision 'auto' says nothing of the weights: name fp32, bf16 or fp16, or let "
+                "training.precision.decided choose for this machine before the stage is declared"
+            )
+        dtype = DTYPES[precision]
         return cls(device, dtype, torch.amp.GradScaler(device.type, enabled=dtype == torch.float16))
 
     def autocast(self) -> AbstractContextManager[None]:
@@ -34,8 +45,12 @@ class Arithmetic:
         return torch.autocast(self.device.type, self.dtype if lowered else None, enabled=lowered)
 
 
-def _decided(precision: Precision, device: torch.device) -> Precision:
+def decided(precision: Precision) -> Precision:
+    """``auto`` replaced by what suits this machine: bf16 where torch finds a GPU that has it, else fp32.
+
+    Weights are known by the precision they were trained in, so it is decided where a run is declared.
+    """
     if precision != "auto":
         return precision
-    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if native else "fp32"

@@ -3,7 +3,9 @@ from pathlib import Path
 import pytest
 
 from flows.config import load_config, parse_config
+from flows.demo import demo_config
 from flows.pipeline import seen_at, with_classes
+from flows.run import declared
 from storage.errors import ConfigError
 
 LEAST = """
@@ -165,3 +167,10 @@ def test_variable_that_is_not_set_is_left_where_nothing_is_opened(monkeypatch):
 def test_tables_from_elsewhere_are_parsed_alike():
     config = parse_config({"name": "x", "encoder": {"model": "ViT-B-16"}, "corpus": {"sources": []}})
     assert config.corpus.sources == ()
+
+
+def test_precisions_left_to_the_machine_are_decided_where_a_run_is_declared(tmp_path):
+    _, plan = declared(demo_config(0, ["embed.precision=auto"]), str(tmp_path))
+    told = [repr(node.config) for node in plan.nodes if node.stage.name in ("embed", "train")]
+    assert len(told) == 5
+    assert not any("precision='auto'" in config for config in told)

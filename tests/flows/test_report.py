@@ -149,7 +149,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         image_size=32, patch_size=8, width=16, heads=2, depths=(1, 1, 1), groups=(4, 2, 0), text_width=16,
         text_layers=1, text_heads=2, context_length=16, projection_dim=16, projection_hidden=16,
     )  # fmt: skip
-    training = GroupViTTraining(nouns="archive", model=sizes, loop=LoopConfig(epochs=1, batch_size=8))
+    training = GroupViTTraining(
+        nouns="archive", model=sizes, loop=LoopConfig(epochs=1, batch_size=8, precision="fp32")
+    )
     model = do(TRAIN, training, encoder=encoder, **training.inputs(curated))
     benchmark = BenchmarkConfig("scenes", "shards", class_names=CONCEPTS, short_side=64, window=64, stride=64)
     groups = GroupingConfig(backbone="lab", size=16, regions=4, starts=1, iterations=5)

@@ -61,7 +61,7 @@ class Training:
         inputs = {name: (curated[name].stage, curated[name].fingerprint) for name in names}
         source = curated["corpus"].url.rstrip("/").rsplit("/", 2)[0]
         self.store, self.memory = store, store.with_suffix(".memory")
-        self.work = Killable(train, source, inputs, store, LoopConfig(**loop), self.memory)
+        self.work = Killable(train, source, inputs, store, LoopConfig(precision="fp32", **loop), self.memory)
 
     def result(self) -> dict[str, bytes]:
         """Weights and curve."""

@@ -22,7 +22,7 @@ from training.state import State
 from training.step import Features
 
 STEPS = 23
-CONFIG = LoopConfig(epochs=1, checkpoint_every=5, seed=3, optim=OptimConfig(rate=0.05))
+CONFIG = LoopConfig(epochs=1, checkpoint_every=5, seed=3, precision="fp32", optim=OptimConfig(rate=0.05))
 
 
 @dataclass(frozen=True)
@@ -281,7 +281,7 @@ def test_parameter_group_that_nothing_matches_is_refused() -> None:
 
 
 def test_gradients_are_clipped_to_the_configured_norm(tmp_path: Path) -> None:
-    config = LoopConfig(epochs=1, optim=OptimConfig(clip=1e-9, weight_decay=0.0, rate=1e-3))
+    config = LoopConfig(epochs=1, precision="fp32", optim=OptimConfig(clip=1e-9, weight_decay=0.0, rate=1e-3))
     objective = Noisy()
     before = weights(objective)
     fit(tmp_path, objective, config=config)

@@ -34,7 +34,7 @@ from training.recognition import Nouns, RecognitionConfig, interpolated, noun_fe
 from training.train import MODEL, GroupingTraining
 from training.views import read_regions
 
-LOOP = LoopConfig(epochs=2, batch_size=30)
+LOOP = LoopConfig(epochs=2, batch_size=30, precision="fp32")
 BENCHMARK = BenchmarkConfig("scenes", "shards", class_names=CONCEPTS, short_side=64, window=64, stride=64)
 
 

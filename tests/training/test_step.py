@@ -15,7 +15,7 @@ from training.grouping import masks
 from training.groups import normalised
 from training.gumbel import sample_keys
 from training.losses import caption_contrast, multi_label_contrast, noun_to_region
-from training.precision import Arithmetic
+from training.precision import Arithmetic, decided
 from training.step import backward, split
 
 CPU = torch.device("cpu")
@@ -185,10 +185,24 @@ def cosine(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return float(functional.cosine_similarity(*flat, dim=0))
 
 
+@pytest.mark.parametrize(("bf16", "precision"), [(None, "fp32"), (False, "fp32"), (True, "bf16")])
+def test_precision_auto_is_decided_by_the_machine_and_others_stay(
+    monkeypatch: pytest.MonkeyPatch, bf16: bool | None, precision: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bf16 is not None)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: bf16)
+    assert decided("auto") == precision
+    assert decided("fp16") == "fp16"
+
+
+def test_precision_auto_that_nobody_decided_is_refused() -> None:
+    with pytest.raises(ConfigError, match="name fp32, bf16 or fp16"):
+        Arithmetic.of("auto", CPU)
+
+
 @pytest.mark.parametrize(
     ("precision", "dtype", "scaled"),
     [
-        ("auto", torch.float32, False),
         ("fp32", torch.float32, False),
         ("bf16", torch.bfloat16, False),
         ("fp16", torch.float16, True),

@@ -25,7 +25,13 @@ from training.train import MODEL, TRAIN, GroupViTTraining
 
 STEPS = 6
 LOOP = LoopConfig(
-    epochs=2, batch_size=30, micro_batch=8, checkpoint_every=2, ema=0.5, optim=OptimConfig(rate=1e-4)
+    precision="fp32",
+    epochs=2,
+    batch_size=30,
+    micro_batch=8,
+    checkpoint_every=2,
+    ema=0.5,
+    optim=OptimConfig(rate=1e-4),
 )
 pytestmark = pytest.mark.slow
 
