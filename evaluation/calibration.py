@@ -31,6 +31,7 @@ class CalibrationConfig:
 
     kind: Literal["none", "standard", "captions"] = "none"
     sources: tuple[str, ...] = ()  # of the corpus whose regions are looked at; all of them when empty
+    images: int = 50_000  # of these, about, in whole shards: regions are in memory together; 0 for all
     prior: float = 0.25  # of captions: share of the log odds with which captions name a class
 
     def __post_init__(self) -> None:

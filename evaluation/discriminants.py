@@ -27,6 +27,7 @@ class DiscriminantConfig:
     region_weight: float = 0.0  # the same, beside a class' cosine to a region
     shrinkage: float = 0.6  # of the covariance, towards a multiple of the identity
     sources: tuple[str, ...] = ()  # of the corpus that they are learnt from; all of them when empty
+    images: int = 50_000  # of these, about, in whole shards: every worker reads them; 0 for all
 
     def __post_init__(self) -> None:
         if min(self.weight, self.region_weight) < 0 or not 0 < self.shrinkage <= 1:

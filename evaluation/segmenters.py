@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import normalize
 
 from evaluation.benchmarks import Benchmark
-from evaluation.calibration import calibrate
+from evaluation.calibration import CalibrationConfig, calibrate
 from evaluation.discriminants import DiscriminantConfig, learn
 from evaluation.labelled import LabelledImage
 from evaluation.measure import Measurement, measure
@@ -138,13 +138,15 @@ def _learn_from_captions(
     benchmark: Benchmark,
     given: Mapping[str, Artifact],
 ) -> None:
-    def images(sources: tuple[str, ...]) -> TrainingImages:
-        return TrainingImages(given["regions"], given["mentions"], given["vocabulary"], sources)
+    def images(told: CalibrationConfig | DiscriminantConfig) -> TrainingImages:
+        return TrainingImages(
+            given["regions"], given["mentions"], given["vocabulary"], told.sources, told.images
+        )
 
     if asked.calibration.kind != "none":
-        calibrate(segmenter, asked.calibration, benchmark, images(asked.calibration.sources))
+        calibrate(segmenter, asked.calibration, benchmark, images(asked.calibration))
     if asked.discriminants.asked:
-        seen = images(asked.discriminants.sources)
+        seen = images(asked.discriminants)
         segmenter.naming = _told_by_captions(segmenter, asked.discriminants, benchmark, seen)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from torch import Tensor
 from evaluation.concepts import class_lookup
 from storage.artifact import Artifact
 from storage.errors import ConfigError
+from storage.fingerprint import stable_seed
 from training.views import read_regions
 
 
@@ -23,22 +25,25 @@ class TrainingImages:
         mentions: that of the concepts their captions name.
         vocabulary: that of the concepts' names.
         sources: all of the corpus' when empty.
+        most: images, about: shards are drawn until they hold as many; 0 for all.
     """
 
     regions: Artifact
     mentions: Artifact
     vocabulary: Artifact
     sources: tuple[str, ...] = ()
+    most: int = 0
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
         """The tokens of an image's regions, float16 [K, C], and the nouns of its caption."""
-        for shard in self._shards():
+        for shard in self.shards:
             said = self._mentioned(shard)
             for sample_id, tokens_KC in read_regions(self.regions, shard).items():
                 yield tokens_KC, [self._names[concept] for concept in said.get(sample_id, [])]
 
-    def _shards(self) -> list[str]:
-        """Those of the sources.
+    @property
+    def shards(self) -> list[str]:
+        """Those of the sources, or as many of them, by a hash of their names, as hold ``most`` images.
 
         Raises:
             ConfigError: if there are none.
@@ -50,7 +55,12 @@ class TrainingImages:
                 f"naming learns from captions of {', '.join(self.sources)}, and the corpus has {known}: set "
                 "sources of calibration and discriminants to some of these, or leave them out for all"
             )
-        return wanted
+        rows = {part.shard: part.rows for part in self.mentions.parts("mentions")}
+        if not self.most or sum(rows[shard] for shard in wanted) <= self.most:
+            return wanted
+        drawn = sorted(wanted, key=lambda shard: stable_seed("training images", shard))
+        held = accumulate(rows[shard] for shard in drawn)
+        return drawn[: 1 + next(place for place, images in enumerate(held) if images >= self.most)]
 
     @cached_property
     def _names(self) -> list[str]:

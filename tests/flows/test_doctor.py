@@ -1,4 +1,5 @@
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from packaging.requirements import Requirement
 from flows import doctor
 from flows.doctor import Check, attempt, check_packages, check_store
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
+DATA = Path(os.environ.get("COCU_DATA", Path(__file__).parents[3] / "shared/data"))
 
 
 VOC = """
