@@ -16,6 +16,7 @@ from storage.errors import ConfigError, StoreError
 from storage.files import Folder
 from storage.fingerprint import stable_seed
 from storage.runtime import Progress
+from training.blocks import compile_blocks
 from training.checkpoint import Checkpoints
 from training.curve import Curve
 from training.data import Batch
@@ -42,6 +43,7 @@ class LoopConfig:
     micro_batch: int = field(default=0, metadata={"identity": False})  # of one pass, to save memory; 0: all
     precision: Precision = "auto"  # of the passes; auto: see `training.precision.decided`
     shard: bool = field(default=False, metadata={"identity": False})  # towers in parts on the processes
+    compile: bool = False  # the towers' blocks, by torch.compile: for GPUs; the first step takes a minute
     open_shards: int = 8  # shards in memory for shuffling; as many are read ahead
     ema: float = 0.0  # decay of the weights' moving average, which is then the result; 0 for none
     seed: int = 0
@@ -117,6 +119,8 @@ def _start(objective: Objective, config: LoopConfig, peers: Peers) -> tuple[Stat
         if config.precision == "fp16":
             raise ConfigError("loop.shard works with fp32 and bf16: fp16's scale is not shared; give bf16")
         shard(objective.towers)
+    if config.compile:
+        compile_blocks(objective.towers)
     arithmetic = Arithmetic.of(config.precision, next(model.parameters()).device)
     average = Average(model, config.ema) if config.ema else None
     return State(model, adamw(model, config.optim), average, arithmetic.scaler), arithmetic

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils.parametrize import is_parametrized
 
 from storage.errors import ConfigError
+from training.blocks import blocks_of
 
 Tensors = dict[str, Tensor]
 ENTRIES = ("to_itself", "to_earlier")  # by which GroupViT's attention is called, besides `forward`
@@ -31,11 +32,8 @@ def shard(towers: Mapping[str, nn.Module]) -> None:
         raise ConfigError(
             "loop.shard: low-rank adapters have few gradients and moments; train them unsharded"
         )
-    layers = [layer for tower in towers.values() for layer in _layers(tower)]
-    if not layers:
-        raise ConfigError(
-            f"loop.shard: no list of transformer blocks in {', '.join(towers)}; such a tower trains unsharded"
-        )
+    layers = [layer for block in blocks_of(towers, "loop.shard") for layer in _layers(block)]
+    assert layers, "blocks without a layer that holds matrices"
     mesh = init_device_mesh(next(layers[0].parameters()).device.type, (dist.get_world_size(),))
     # A warning of changing a layer's output in place, which no tower does.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
@@ -46,21 +44,11 @@ def shard(towers: Mapping[str, nn.Module]) -> None:
                 register_fsdp_forward_method(layer, entry)
 
 
-def _layers(tower: nn.Module) -> Iterator[nn.Module]:
-    """What each block calls as a whole, such as its attention and its MLP, where it holds matrices."""
-    for blocks in tower.modules():
-        if _are_blocks(blocks):
-            for layer in (layer for block in blocks.children() for layer in block.children()):
-                matrices = any(weight.ndim > 1 for weight in layer.parameters())
-                if matrices and not isinstance(layer, nn.ModuleList):
-                    yield layer
-
-
-def _are_blocks(module: nn.Module) -> bool:
-    """A list of blocks, or, as timm has it, a sequence of those that attend."""
-    if isinstance(module, nn.Sequential):
-        return len(module) > 0 and all(hasattr(block, "attn") for block in module)
-    return isinstance(module, nn.ModuleList)
+def _layers(block: nn.Module) -> Iterator[nn.Module]:
+    """What a block calls as a whole, such as its attention and its MLP, where it holds matrices."""
+    for layer in block.children():
+        if any(weight.ndim > 1 for weight in layer.parameters()) and not isinstance(layer, nn.ModuleList):
+            yield layer
 
 
 def whole(tensors: Mapping[str, Tensor]) -> Tensors:

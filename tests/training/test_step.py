@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from storage.errors import ConfigError
 from tests.training import tiny
+from training.blocks import compile_blocks
 from training.data import as_images
 from training.grouping import masks
 from training.groups import normalised
@@ -228,3 +229,24 @@ def test_float16_gradients_too_large_skip_the_step_and_lower_the_scale() -> None
     arithmetic.scaler.update()
     assert all(map(torch.equal, before, objective.model.parameters()))
     assert arithmetic.scaler.get_scale() == 2.0**119
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, while it traces
+@pytest.mark.parametrize("name", list(tiny.MAKE))
+def test_compiled_blocks_have_the_gradients_of_plain_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced but not translated: what inductor makes of it is torch's affair, and takes it a minute."""
+    compiled, compile_one = [], nn.Module.compile
+
+    def traced(module: nn.Module, **options: Any) -> None:
+        compiled.append(module)
+        compile_one(module, backend="aot_eager", **options)
+
+    monkeypatch.setattr(nn.Module, "compile", traced)
+    loss, plain = stepped(name, 0)
+    objective = tiny.MAKE[name]()
+    names = list(objective.model.state_dict())
+    compile_blocks(objective.towers)
+    assert compiled
+    torch.testing.assert_close(backward(objective, tiny.batch(COUNT), EXACT), loss)
+    assert list(objective.model.state_dict()) == names
+    assert_same(gradients(objective), gradients(plain))

@@ -1,0 +1,42 @@
+"""The transformer blocks of a tower, whoever wrote it: what is laid in parts, and what is compiled."""
+
+from collections.abc import Iterator, Mapping
+
+from torch import nn
+
+from storage.errors import ConfigError
+
+
+def blocks_of(towers: Mapping[str, nn.Module], setting: str) -> Iterator[nn.Module]:
+    """The blocks of some towers: of lists of them or, as timm has it, of sequences of those that attend.
+
+    Args:
+        towers: by names for people.
+        setting: what they are wanted for, such as ``loop.shard``.
+
+    Raises:
+        ConfigError: if there are none.
+    """
+    found = [block for tower in towers.values() for part in tower.modules() for block in _listed(part)]
+    if not found:
+        raise ConfigError(
+            f"{setting}: no list of transformer blocks in {', '.join(towers)}; such a tower trains without it"
+        )
+    yield from found
+
+
+def _listed(module: nn.Module) -> Iterator[nn.Module]:
+    attends = isinstance(module, nn.Sequential) and all(hasattr(block, "attn") for block in module)
+    if isinstance(module, nn.ModuleList) or attends:
+        yield from module.children()
+
+
+def compile_blocks(towers: Mapping[str, nn.Module], setting: str = "loop.compile") -> None:
+    """Compiles every block by itself, in place: equal ones share their code, and no name changes.
+
+    Raises:
+        ConfigError: for towers without a list of blocks.
+    """
+    for block in blocks_of(towers, setting):
+        if not any(isinstance(part, nn.ModuleList) for part in block.children()):  # those inside it are
+            block.compile(dynamic=False)
