@@ -51,6 +51,10 @@ class TimmTransformer:
                 "pools by class token, mean of patches or latent query, with no patch dropout"
             )
         self.visual, self.trunk = visual, visual.trunk
+        self.query = self.trunk.attn_pool
+        self.mlp_projects = self.query is not None and not _has_projection(visual)
+        if self.mlp_projects:
+            self.query = _without_mlp(self.query)
 
     def tokens(self, image_NCHW: Tensor, regions_NKhw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What lies before the projection: of regions [N, K, C] and images [N, C]; which hold any patch."""
@@ -58,12 +62,18 @@ class TimmTransformer:
         cover_NKP = coverage(regions_NKhw, *grid).flatten(2)
         tokens_NTD, regions_NKD = self._run(tokens_NTD, cover_NKP > 0, grid)
         normed_NTD = self.trunk.norm(tokens_NTD)
-        image_NC = self.trunk.fc_norm(self.trunk.pool(normed_NTD))
+        image_NC = self.trunk.fc_norm(self._pooled_picture(normed_NTD))
         pooled_NKC = self._pooled(normed_NTD, self.trunk.norm(regions_NKD), cover_NKP)
         return self.trunk.fc_norm(pooled_NKC), image_NC, (cover_NKP > 0).any(2)
 
     def project(self, tokens_XC: Tensor) -> Tensor:
-        """The tower's own projection: vectors [..., D] of tokens [..., C]."""
+        """The tower's own projection: vectors [..., D] of tokens [..., C].
+
+        SigLIP has none but the residual MLP behind its query.
+        """
+        if self.mlp_projects:
+            pool = self.trunk.attn_pool
+            tokens_XC = tokens_XC + pool.mlp(pool.norm(tokens_XC))
         vectors_XD: Tensor = self.visual.head(self.trunk.head(self.trunk.head_drop(tokens_XC)))
         return vectors_XD
 
@@ -75,7 +85,10 @@ class TimmTransformer:
         return patches_NPD.mT.reshape(len(patches_NPD), -1, *grid)
 
     def head(self) -> list[nn.Parameter]:
-        """The projection: open_clip's, or else the trunk's own classifier."""
+        """The projection: open_clip's, or else the trunk's own classifier or the MLP in their place."""
+        if self.mlp_projects:
+            pool = self.trunk.attn_pool
+            return [*pool.norm.parameters(), *pool.mlp.parameters()]
         return projection_of(self.visual)
 
     def last(self, count: int) -> list[nn.Parameter]:
@@ -159,10 +172,23 @@ class TimmTransformer:
             both_NSD = checkpoint(step, both_NSD, use_reentrant=False) if again else step(both_NSD)
         return both_NSD[:, :count], both_NSD[:, count:]
 
+    def _pooled_picture(self, tokens_NTD: Tensor) -> Tensor:
+        """As the tower does: [N, C]."""
+        if self.query is None:
+            pooled_NC: Tensor = self.trunk.pool(tokens_NTD)
+        else:
+            pooled_NC = self.query(tokens_NTD[:, self.trunk.num_prefix_tokens - self._read_prefix :])
+        return pooled_NC
+
+    @property
+    def _read_prefix(self) -> int:
+        """How many of the tokens before the patches the query reads: all or none."""
+        return self.trunk.num_prefix_tokens if getattr(self.trunk, "pool_include_prefix", True) else 0
+
     def _pooled(self, tokens_NTD: Tensor, regions_NKD: Tensor, cover_NKP: Tensor) -> Tensor:
         """Regions as the tower pools its picture: [N, K, C]."""
         patches_NPD = tokens_NTD[:, self.trunk.num_prefix_tokens :]
-        if self.trunk.attn_pool is not None:
+        if self.query is not None:
             return self._queried(tokens_NTD, regions_NKD, cover_NKP > 0)
         if self.trunk.global_pool == "avg":
             return mean_inside(patches_NPD, cover_NKP)
@@ -170,9 +196,8 @@ class TimmTransformer:
 
     def _queried(self, tokens_NTD: Tensor, regions_NKD: Tensor, inside_NKP: Tensor) -> Tensor:
         """What the latent query reads of each region; of one that holds no patch, what it reads of all."""
-        prefix = self.trunk.num_prefix_tokens
+        prefix, first = self.trunk.num_prefix_tokens, self._read_prefix
         seen_NKP = inside_NKP | ~inside_NKP.any(2, keepdim=True)
-        first = prefix if getattr(self.trunk, "pool_include_prefix", True) else 0
         seen_NKT = torch.cat([seen_NKP.new_ones(*seen_NKP.shape[:2], first), seen_NKP], 2)
         hidden_NKT = torch.zeros_like(seen_NKT, dtype=tokens_NTD.dtype).masked_fill(~seen_NKT, -torch.inf)
         read = []
@@ -180,8 +205,19 @@ class TimmTransformer:
             keys_NTD = tokens_NTD[:, prefix - first :]
             if first and self.trunk.cls_token is not None:
                 keys_NTD = torch.cat([regions_NKD[:, region : region + 1], keys_NTD[:, 1:]], 1)
-            read.append(self.trunk.attn_pool(keys_NTD, attn_mask=hidden_NKT[:, None, region : region + 1]))
+            read.append(self.query(keys_NTD, attn_mask=hidden_NKT[:, None, region : region + 1]))
         return torch.stack(read, 1) if read else tokens_NTD.new_zeros(len(tokens_NTD), 0, tokens_NTD.shape[2])
+
+
+def _has_projection(visual: TimmTower) -> bool:
+    return any(True for part in (visual.trunk.head, visual.head) for _ in part.parameters())
+
+
+def _without_mlp(query: Any) -> Any:
+    """The same pooling module, weights and all, less the MLP that it ends with."""
+    read = copy.copy(query)
+    read._modules = {**query._modules, "mlp": None}  # noqa: SLF001  (a copy of a module shares its parts)
+    return read
 
 
 def _fault(trunk: Any) -> str:

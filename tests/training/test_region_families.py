@@ -188,11 +188,7 @@ def test_larger_pictures_make_finer_maps_and_leave_the_tower_as_it_was(tower: nn
 def test_every_part_that_can_learn_is_found(tower: nn.Module) -> None:
     encoder, everything = RegionEncoder(tower), len(list(tower.parameters()))
     image, regions = images(size_of(tower)), masks(2)
-    for parts in ("last", "last:2", "projections", "lora:2"):
-        if parts == "projections" and not has_head(tower):
-            with pytest.raises(ValueError, match="no projection"):
-                trainable(encoder, parts)
-            continue
+    for parts in ("head", "last", "last:2", "projections", "lora:2"):
         chosen = trainable(encoder, parts)
         assert 0 < len(chosen) < everything
         encoder(image, regions).region_NKD.square().sum().backward()
@@ -202,9 +198,20 @@ def test_every_part_that_can_learn_is_found(tower: nn.Module) -> None:
         trainable(encoder, "last:9")
 
 
-def has_head(tower: nn.Module) -> bool:
-    trunk = getattr(tower, "trunk", None)
-    return trunk is None or bool([*trunk.head.parameters(), *tower.head.parameters()])
+def test_the_head_of_a_tower_without_a_projection_is_the_mlp_behind_its_query() -> None:
+    tower = siglip()
+    encoder = RegionEncoder(tower)
+    chosen = trainable(encoder, "head")
+    pool = tower.trunk.attn_pool
+    assert {id(p) for p in chosen} == {id(p) for part in (pool.norm, pool.mlp) for p in part.parameters()}
+    with torch.no_grad():
+        image, regions = images(SIZE), masks(3)
+        tokens, valid = encoder.tokens(image, regions)
+        pool.mlp.fc2.weight.mul_(2.0)  # as if it had learnt
+        again, _ = encoder.tokens(image, regions)
+        assert torch.equal(tokens, again)
+        assert torch.equal(encoder(image, regions).pooled_ND, tower(image))
+    assert valid.all()
 
 
 @pytest.mark.parametrize("make", TRANSFORMERS.values(), ids=TRANSFORMERS.keys())
