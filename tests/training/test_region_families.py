@@ -301,3 +301,12 @@ def test_gradient_checkpointing_of_a_timm_transformer_changes_no_gradient() -> N
         RegionEncoder(tower)(images(SIZE), masks(3)).region_NKD.square().sum().backward()
     for one, other in zip(plain.parameters(), checkpointed.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_regions_in_bfloat16_are_nearly_those_in_float32(tower: nn.Module) -> None:
+    encoder, image, regions = RegionEncoder(tower), images(size_of(tower)), masks(3)
+    with torch.no_grad():
+        expected = encoder(image, regions).region_NKD
+        with torch.autocast("cpu", torch.bfloat16):
+            got = encoder(image, regions).region_NKD
+    assert torch.cosine_similarity(got.float(), expected, dim=-1).min() > 0.99
