@@ -1,5 +1,6 @@
 """Region recognition end to end: stored regions and whole images, convolutional tower and transformer."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -94,6 +95,34 @@ def test_transformer_is_trained_with_region_tokens_and_measured(
     for benchmark in ("scenes", "fine"):
         assert 0 <= made[f"evaluate grouping_archive on {benchmark}"].manifest.facts["miou"] <= 1
     assert "regions" not in made
+
+
+@pytest.fixture(scope="module")
+def tiny_siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformer of timm's with a latent query and no projection, for pictures of 160 px."""
+    folder = tmp_path_factory.mktemp("siglip")
+    trunk = {"timm_model_name": "test_vit3", "timm_pool": "map", "timm_proj": "none", "image_size": 160}
+    config = {**open_clip.get_model_config("cocu-tiny-vit"), "embed_dim": 96, "vision_cfg": trunk}
+    described = folder / "tiny-siglip.json"
+    described.write_text(json.dumps(config))
+    open_clip.add_model_config(described)
+    torch.manual_seed(0)
+    save_encoder(new_model("tiny-siglip"), config, folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_head_of_a_tower_with_a_latent_query_is_trained_on_stored_regions_and_measured(
+    tiny_siglip: Path, scene_corpus: CorpusConfig, tmp_path: Path
+) -> None:
+    made = run(tmp_path, tiny_siglip, scene_corpus, "head", (BENCHMARK, TAUGHT_FINE))
+    before = load_encoder(tiny_siglip, "cpu").visual.state_dict()
+    after = load_file(made["train grouping_archive"].file(MODEL))
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[f"visual.{name}"])}
+    behind = {f"trunk.attn_pool.{name}" for name in ("norm", "mlp.fc1", "mlp.fc2")}
+    assert {name.rsplit(".", 1)[0] for name in changed} == behind
+    for benchmark in ("scenes", "taught, fine"):
+        assert 0 <= made[f"evaluate grouping_archive on {benchmark}"].manifest.facts["miou"] <= 1
 
 
 @pytest.fixture(scope="module")
