@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from storage.errors import ConfigError, StoreError
+from storage.errors import StoreError
 from storage.files import Folder
 from storage.fingerprint import stable_seed
 from storage.runtime import Progress
@@ -59,6 +59,12 @@ class LoopConfig:
             raise ValueError(f"ema is a decay in [0, 1), such as 0.999, not {self.ema}")
         if self.keep_last < 1 or self.checkpoint_every < 1:
             raise ValueError("keep_last and checkpoint_every are 1 at least: without one there is no resume")
+        if self.shard and self.precision == "fp16":
+            raise ValueError("loop.shard works with fp32 and bf16: fp16's scale is not shared; give bf16")
+        if self.shard and self.compile:
+            raise ValueError(
+                "loop.compile does not see through blocks that loop.shard lays in parts: give one"
+            )
 
 
 def train(
@@ -116,8 +122,6 @@ def _start(objective: Objective, config: LoopConfig, peers: Peers) -> tuple[Stat
     model = objective.model
     model.train()
     if config.shard and peers.world > 1:
-        if config.precision == "fp16":
-            raise ConfigError("loop.shard works with fp32 and bf16: fp16's scale is not shared; give bf16")
         shard(objective.towers)
     if config.compile:
         compile_blocks(objective.towers)

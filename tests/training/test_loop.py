@@ -290,3 +290,17 @@ def test_gradients_are_clipped_to_the_configured_norm(tmp_path: Path) -> None:
     )
     assert norm <= 1e-9 * 1.01
     assert not torch.equal(before, weights(objective))
+
+
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        ({"ema": 1.0}, "such as 0.999"),
+        ({"keep_last": 0}, "1 at least"),
+        ({"shard": True, "precision": "fp16"}, "give bf16"),
+        ({"shard": True, "compile": True}, "give one"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(ValueError, match=remedy):
+        LoopConfig(**settings)
