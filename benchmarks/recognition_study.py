@@ -183,8 +183,8 @@ class SharedPass:
             tower = RegionEncoder(self.first.tower.visual, seen.context)
             pixels_NCHW = self._pixels(seen.size)
             drawn_NKHW = self.first.drawn(self.labels_Nhw, self.window_NCHW)
-            token_NKC, valid_NK = tower.tokens(pixels_NCHW, drawn_NKHW)
-            self.tokens[seen] = token_NKC, tower.dense(pixels_NCHW).mean((2, 3)), valid_NK
+            found: Regions = tower(pixels_NCHW, drawn_NKHW)
+            self.tokens[seen] = found.token_NKC, found.picture_NC, found.valid_NK
         return self.tokens[seen]
 
 

@@ -41,15 +41,15 @@ class EmbedConfig:
     decode: Decode = "exact"  # open_clip's own transform; "fast": a copy, refused where vectors differ by it
 
 
-def decided(config: EmbedConfig) -> EmbedConfig:
-    """The same with ``auto`` replaced by what suits this machine: bf16 where torch finds a GPU, else fp32.
+def decided(config: EmbedConfig, device: str = "auto") -> EmbedConfig:
+    """The same with ``auto`` replaced by what suits a run: bf16 on a GPU, else fp32.
 
     Vectors are known by the precision they were made in, so it is decided where a run is declared and not
     where a batch happens to be encoded.
     """
     if config.precision != "auto":
         return config
-    return replace(config, precision="bf16" if pick_device("auto").type == "cuda" else "fp32")
+    return replace(config, precision="bf16" if pick_device(device).type == "cuda" else "fp32")
 
 
 @dataclass(frozen=True)

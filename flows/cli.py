@@ -114,7 +114,7 @@ def run(
 
     if workers > 1 and engine == "local":
         sys.stderr.write("cocu: the local engine is one process; --workers counts with --engine ray\n")
-    name, plan = plan_run(config, store, set_ or ())
+    name, plan = plan_run(config, store, set_ or (), device)
     results = execute(name, plan, until, make_runtime(engine, workers, device, quiet, processes))
     if json_:
         print_json(results.summary)

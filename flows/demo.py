@@ -41,7 +41,7 @@ def run_demo(settings: Config, store: str, runtime: Runtime, folder: Path) -> Re
     Raises:
         CocuError: the first fault a person can mend.
     """
-    name, plan = declared(settings, store)
+    name, plan = declared(settings, store, runtime.device)
     results = execute(name, plan, None, runtime)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -68,6 +68,6 @@ def scheduled(
     """A whole run from a config file: what ``cocu serve`` deploys. Returns where the summary lies."""
     from flows.run import execute, make_runtime, plan_run  # noqa: PLC0415  (they import this module)
 
-    name, plan = plan_run(Path(config), store, overrides or ())
+    name, plan = plan_run(Path(config), store, overrides or (), device)
     runtime = make_runtime(engine, workers, device, quiet=True)
     return execute(name, plan, until, runtime).location

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from curation import embed
 from curation.encoder import load_encoder
@@ -26,9 +26,10 @@ from storage.errors import ConfigError
 from storage.files import Folder
 from storage.runtime import Runtime, local_engine, silent_progress
 from training import precision
-from training.loop import LoopConfig
+from training.train import GroupingTraining, GroupViTTraining
 
 SUMMARY = "summary.json"
+AnyTraining = TypeVar("AnyTraining", GroupViTTraining, GroupingTraining)
 
 
 @dataclass(frozen=True)
@@ -44,30 +45,34 @@ class Results:
         return self.folder.path(SUMMARY) if self.folder.is_local else f"{self.folder.url}/{SUMMARY}"
 
 
-def plan_run(config: Path, store: str, overrides: Sequence[str] = ()) -> tuple[str, Plan]:
+def plan_run(
+    config: Path, store: str, overrides: Sequence[str] = (), device: str = "auto"
+) -> tuple[str, Plan]:
     """The name of a run and its declared stages."""
-    return declared(load_config(config, overrides), store)
+    return declared(load_config(config, overrides), store, device)
 
 
-def declared(settings: Config, store: str) -> tuple[str, Plan]:
+def declared(settings: Config, store: str, device: str = "auto") -> tuple[str, Plan]:
     """The name of a run and its declared stages, from a config that is already read."""
     plan = Plan(Store(store))
-    declare(plan, decided(settings))
+    declare(plan, decided(settings, device))
     return settings.name, plan
 
 
-def decided(settings: Config) -> Config:
+def decided(settings: Config, device: str = "auto") -> Config:
     """The same with every precision that is left to the machine decided, since it is part of identities."""
     given = settings.train
-    groupvit = replace(given.groupvit, loop=precision_of(given.groupvit.loop)) if given.groupvit else None
-    grouping = replace(given.grouping, loop=precision_of(given.grouping.loop)) if given.grouping else None
-    train = replace(given, groupvit=groupvit, grouping=grouping)
-    return replace(settings, embed=embed.decided(settings.embed), train=train)
+    train = replace(
+        given,
+        groupvit=_decided(given.groupvit, device) if given.groupvit else None,
+        grouping=_decided(given.grouping, device) if given.grouping else None,
+    )
+    return replace(settings, embed=embed.decided(settings.embed, device), train=train)
 
 
-def precision_of(loop: LoopConfig) -> LoopConfig:
-    """The same with its precision decided."""
-    return replace(loop, precision=precision.decided(loop.precision))
+def _decided(training: AnyTraining, device: str) -> AnyTraining:
+    chosen = precision.decided(training.loop.precision, device)
+    return replace(training, loop=replace(training.loop, precision=chosen))
 
 
 def make_runtime(engine: str, workers: int, device: str, quiet: bool = False, processes: int = 1) -> Runtime:

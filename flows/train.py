@@ -31,7 +31,7 @@ def main(config: Path, store: StoreUrl = "store", device: Device = "auto", set_:
     try:
         if not by_torchrun():
             raise ConfigError("flows.train is for torchrun; `cocu run CONFIG --processes N` needs none")
-        name, plan = plan_run(config, store, set_ or ())
+        name, plan = plan_run(config, store, set_ or (), device)
         runtime = make_runtime("local", 1, device)
         train(name, plan, replace(runtime, locations=plan.locations))
     except CocuError as error:

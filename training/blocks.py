@@ -6,9 +6,11 @@ from torch import nn
 
 from storage.errors import ConfigError
 
+ATTENTION = ("attn", "attention")  # what blocks of open_clip, timm and our own call it
+
 
 def blocks_of(towers: Mapping[str, nn.Module], setting: str) -> Iterator[nn.Module]:
-    """The blocks of some towers: of lists of them or, as timm has it, of sequences of those that attend.
+    """The blocks of some towers: of lists or, as timm has it, sequences of what attends.
 
     Args:
         towers: by names for people.
@@ -26,17 +28,22 @@ def blocks_of(towers: Mapping[str, nn.Module], setting: str) -> Iterator[nn.Modu
 
 
 def _listed(module: nn.Module) -> Iterator[nn.Module]:
-    attends = isinstance(module, nn.Sequential) and all(hasattr(block, "attn") for block in module)
-    if isinstance(module, nn.ModuleList) or attends:
+    if isinstance(module, nn.ModuleList | nn.Sequential) and all(map(_attends, module.children())):
         yield from module.children()
+
+
+def _attends(block: nn.Module) -> bool:
+    return any(name.rsplit(".", 1)[-1] in ATTENTION for name, _ in block.named_modules())
 
 
 def compile_blocks(towers: Mapping[str, nn.Module], setting: str = "loop.compile") -> None:
     """Compiles every block by itself, in place: equal ones share their code, and no name changes.
+
+    Numbers of tokens that change, as with the regions of a batch, become symbols at their second value.
 
     Raises:
         ConfigError: for towers without a list of blocks.
     """
     for block in blocks_of(towers, setting):
         if not any(isinstance(part, nn.ModuleList) for part in block.children()):  # those inside it are
-            block.compile(dynamic=False)
+            block.compile()

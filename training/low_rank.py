@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from storage.fingerprint import stable_seed
 
+FUSED = {"in_proj_weight": 3, "qkv": 3, "kv": 2}  # matrices of attention that lie one below the other
 Place = tuple[nn.Module, str]  # a module, and which of its parameters is a matrix
 
 
@@ -55,7 +56,7 @@ def adapt(module: nn.Module, rank: int) -> list[nn.Parameter]:
         )
     adapters = []
     for part, name in places:
-        blocks = 3 if name == "in_proj_weight" else 1
+        blocks = FUSED.get(name) or FUSED.get(names[id(part)].rsplit(".", 1)[-1], 1)
         seed = stable_seed("low_rank", names[id(part)], name)
         adapters.append(LowRank(getattr(part, name).detach(), rank, blocks, seed))
         parametrize.register_parametrization(part, name, adapters[-1])
@@ -65,6 +66,8 @@ def adapt(module: nn.Module, rank: int) -> list[nn.Parameter]:
 def _matrices(part: nn.Module) -> Iterator[Place]:
     if isinstance(part, nn.MultiheadAttention) and part.in_proj_weight is not None:
         yield part, "in_proj_weight"
+    elif isinstance(part, nn.MultiheadAttention):  # of keys that are wider than queries
+        yield from ((part, name) for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"))
     elif isinstance(part, nn.Linear) or is_pointwise(part):
         yield part, "weight"
     elif isinstance(getattr(part, "proj", None), nn.Parameter):

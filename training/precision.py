@@ -45,12 +45,12 @@ class Arithmetic:
         return torch.autocast(self.device.type, self.dtype if lowered else None, enabled=lowered)
 
 
-def decided(precision: Precision) -> Precision:
-    """``auto`` replaced by what suits this machine: bf16 where torch finds a GPU that has it, else fp32.
+def decided(precision: Precision, device: str = "auto") -> Precision:
+    """``auto`` replaced by what suits a run: bfloat16 on a GPU that has it, else float32.
 
     Weights are known by the precision they were trained in, so it is decided where a run is declared.
     """
     if precision != "auto":
         return precision
-    native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if native else "fp32"
+    there = device != "cpu" and torch.cuda.is_available()
+    return "bf16" if there and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"

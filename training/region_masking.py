@@ -17,12 +17,11 @@ from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from training.grids import last_of, positions_on, require_whole_patches
 from training.grouping import coverage
-from training.positions import positions_on
-from training.region_pooling import mean_inside
+from training.region_pooling import itself_and_inside, mean_inside
 
 
 class Block(Protocol):
@@ -124,9 +123,8 @@ class MaskedTransformer:
         tokens_NTD, grid = self._embed(image_NCHW)
         for block in self.visual.transformer.resblocks:
             tokens_NTD = block(tokens_NTD)
-        patches_NPD = tokens_NTD[:, 1:]
-        if self.visual.attn_pool is None:  # else the norm is the pooler's
-            patches_NPD = self.visual.ln_post(patches_NPD)
+        pooler = self.visual.attn_pool
+        patches_NPD: Tensor = (pooler.ln_k if pooler else self.visual.ln_post)(tokens_NTD[:, 1:])
         return patches_NPD.mT.reshape(len(patches_NPD), -1, *grid)
 
     def head(self) -> list[nn.Parameter]:
@@ -139,10 +137,8 @@ class MaskedTransformer:
         Raises:
             ValueError: for more blocks than there are.
         """
-        blocks = self.visual.transformer.resblocks
-        if count > len(blocks):
-            raise ValueError(f"this tower has {len(blocks)} blocks, not {count}; choose fewer, or all")
-        inside = [parameter for block in blocks[-count:] for parameter in block.parameters()]
+        blocks = last_of(self.visual.transformer.resblocks, count, "blocks")
+        inside = [parameter for block in blocks for parameter in block.parameters()]
         pooler = list(self.visual.attn_pool.parameters()) if self.visual.attn_pool is not None else []
         return [*inside, *pooler, *self.visual.ln_post.parameters(), self.visual.proj]
 
@@ -154,7 +150,7 @@ class MaskedTransformer:
 
     def _embed(self, image_NCHW: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Tokens [N, 1 + P, D] as they enter the first block, class token first, and the patches' grid."""
-        _refuse_partial_patches(image_NCHW, self.visual.conv1)
+        require_whole_patches(image_NCHW, *self.visual.conv1.kernel_size)
         maps_NDhw: Tensor = self.visual.conv1(image_NCHW)
         grid = (maps_NDhw.shape[2], maps_NDhw.shape[3])
         class_N1D = self.visual.class_embedding.to(maps_NDhw.dtype).expand(len(maps_NDhw), 1, -1)
@@ -202,13 +198,11 @@ class MaskedTransformer:
 
 def _queried(pooler: Pooler, patches_NPD: Tensor, regions_NKD: Tensor, inside_NKP: Tensor) -> Tensor:
     """What the first query reads of each region's token and patches: [N, K, D']."""
-    query_N1D = pooler.ln_q(pooler.query[:1]).expand(len(patches_NPD), -1, -1)
-    read = []
-    for region in range(inside_NKP.shape[1]):
-        keys_NTD = pooler.ln_k(torch.cat([regions_NKD[:, region : region + 1], patches_NPD], 1))
-        hidden_NT = functional.pad(~inside_NKP[:, region], (1, 0), value=False)
-        read.append(pooler.attn(query_N1D, keys_NTD, keys_NTD, key_padding_mask=hidden_NT)[0])
-    return torch.cat(read, 1) if read else query_N1D[:, :0]
+    keys_NTD = pooler.ln_k(torch.cat([regions_NKD, patches_NPD], 1))
+    query_NKD = pooler.ln_q(pooler.query[:1]).expand(*regions_NKD.shape[:2], -1)
+    hidden = _hidden(inside_NKP, pooler.attn.num_heads)
+    read_NKD: Tensor = pooler.attn(query_NKD, keys_NTD, keys_NTD, attn_mask=hidden, need_weights=False)[0]
+    return read_NKD
 
 
 def _fault(visual: VisionTransformer) -> str:
@@ -223,20 +217,9 @@ def _fault(visual: VisionTransformer) -> str:
     return "its projection was taken off" if visual.proj is None else ""
 
 
-def _refuse_partial_patches(image_NCHW: Tensor, patches: nn.Conv2d) -> None:
-    (height, width), (down, across) = image_NCHW.shape[2:], patches.kernel_size
-    if height % down or width % across:
-        raise ValueError(
-            f"an image of {height} x {width} px does not split into patches of {down} x {across} px; "
-            "resize it to multiples of them"
-        )
-
-
 def _hidden(inside_NKP: Tensor, heads: int) -> Tensor:
     """Which of K region tokens and P patches each region token may not see: [N·heads, K, K + P]."""
-    images, regions, _ = inside_NKP.shape
-    itself_NKK = torch.eye(regions, dtype=torch.bool, device=inside_NKP.device).expand(images, -1, -1)
-    return ~torch.cat([itself_NKK, inside_NKP], 2).repeat_interleave(heads, 0)
+    return ~itself_and_inside(inside_NKP).repeat_interleave(heads, 0)
 
 
 def _step(block: Block, tokens_NTD: Tensor, regions_NKD: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:

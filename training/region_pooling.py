@@ -6,6 +6,7 @@ from typing import Any, Protocol, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from training.grids import last_of
 from training.grouping import coverage
 from training.low_rank import is_pointwise
 
@@ -54,6 +55,13 @@ def mean_inside(values_NPC: Tensor, cover_NKP: Tensor) -> Tensor:
 def cells_of(regions_NKhw: Tensor, maps_NCHW: Tensor) -> Tensor:
     """The part of each cell of some maps that each region covers, [N, K, P]."""
     return coverage(regions_NKhw, maps_NCHW.shape[2], maps_NCHW.shape[3]).flatten(2)
+
+
+def itself_and_inside(inside_NKP: Tensor) -> Tensor:
+    """What each region sees of K tokens, one a region, and the P patches behind them: bool [N, K, K + P]."""
+    images, regions, _ = inside_NKP.shape
+    itself_NKK = torch.eye(regions, dtype=torch.bool, device=inside_NKP.device).expand(images, -1, -1)
+    return torch.cat([itself_NKK, inside_NKP], 2)
 
 
 def projection_of(visual: TimmModel) -> list[nn.Parameter]:
@@ -133,9 +141,8 @@ class PooledMaps:
             ValueError: for more stages than there are, or a network that does not tell them.
         """
         named, stages = list(self.visual.trunk.named_parameters()), _stages(self.visual.trunk)
-        if count > len(stages):
-            raise ValueError(f"this tower has {len(stages)} stages, not {count}; choose fewer, or all")
-        first = next(i for i, (name, _) in enumerate(named) if name.startswith(f"{stages[-count]}."))
+        begin, *_ = last_of(stages, count, "stages")
+        first = next(i for i, (name, _) in enumerate(named) if name.startswith(f"{begin}."))
         return [*(parameter for _, parameter in named[first:]), *self.visual.head.parameters()]
 
     def projections(self) -> list[nn.Parameter]:

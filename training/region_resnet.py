@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.positions import positions_on
-from training.region_pooling import cells_of, mean_inside
+from training.grids import last_of, positions_on, require_whole_patches
+from training.region_pooling import cells_of, itself_and_inside, mean_inside
+
+CELL = 32  # pixels a side
 
 
 class ResNet(Protocol):
@@ -51,6 +53,7 @@ class AttendedMaps:
 
     def dense(self, image_NCHW: Tensor) -> Tensor:
         """The last maps [N, C, h, w]."""
+        require_whole_patches(image_NCHW, CELL, CELL)
         maps_NCHW = image_NCHW
         for stage in (self.visual.stem, *self._stages()):
             maps_NCHW = stage(maps_NCHW)
@@ -66,10 +69,7 @@ class AttendedMaps:
         Raises:
             ValueError: for more stages than there are.
         """
-        stages = self._stages()
-        if count > len(stages):
-            raise ValueError(f"this tower has {len(stages)} stages, not {count}; choose fewer, or all")
-        parts = (*stages[-count:], self.visual.attnpool)
+        parts = (*last_of(self._stages(), count, "stages"), self.visual.attnpool)
         return [parameter for part in parts for parameter in part.parameters()]
 
     def projections(self) -> list[nn.Parameter]:
@@ -84,18 +84,12 @@ class AttendedMaps:
     def _asked(self, maps_NCHW: Tensor, cover_NKP: Tensor) -> Tensor:
         """Attention of each region's mean to itself and to the cells it covers, heads side by side."""
         pool, cells_NPC = self.visual.attnpool, maps_NCHW.flatten(2).mT
-        side, (down, across) = self.visual.image_size // 32, maps_NCHW.shape[2:]
+        side, (down, across) = self.visual.image_size // CELL, maps_NCHW.shape[2:]
         places_TC = positions_on(pool.positional_embedding, (side, side), (down, across))
         mean_NKC = mean_inside(cells_NPC, cover_NKP) + places_TC[0]
-        placed_NPC = cells_NPC + places_TC[1:]
-        read = []
-        for region in range(cover_NKP.shape[1]):
-            mean_N1C = mean_NKC[:, region : region + 1]
-            keys_NTC = torch.cat([mean_N1C, placed_NPC], 1)
-            inside_NP = cover_NKP[:, region] > 0
-            seen_NT = torch.cat([inside_NP.new_ones(len(inside_NP), 1), inside_NP], 1)
-            parts = (pool.q_proj(mean_N1C), pool.k_proj(keys_NTC), pool.v_proj(keys_NTC))
-            query, key, value = (part.unflatten(2, (pool.num_heads, -1)).transpose(1, 2) for part in parts)
-            found = functional.scaled_dot_product_attention(query, key, value, seen_NT[:, None, None])
-            read.append(found.transpose(1, 2).flatten(2)[:, 0])
-        return torch.stack(read, 1)
+        keys_NTC = torch.cat([mean_NKC, cells_NPC + places_TC[1:]], 1)
+        parts = (pool.q_proj(mean_NKC), pool.k_proj(keys_NTC), pool.v_proj(keys_NTC))
+        query, key, value = (part.unflatten(2, (pool.num_heads, -1)).transpose(1, 2) for part in parts)
+        seen_NKT = itself_and_inside(cover_NKP > 0)
+        found_NHKE = functional.scaled_dot_product_attention(query, key, value, seen_NKT[:, None])
+        return found_NHKE.transpose(1, 2).flatten(2)

@@ -16,11 +16,12 @@ from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from training.grids import last_of, positions_on, require_whole_patches
 from training.grouping import coverage
-from training.positions import positions_on
-from training.region_pooling import mean_inside, projection_of
+from training.region_pooling import itself_and_inside, mean_inside, projection_of
 
 PARTS = ("patch_embed", "cls_token", "no_embed_class", "norm_pre", "blocks", "norm", "attn_pool", "fc_norm")
 
@@ -51,10 +52,11 @@ class TimmTransformer:
                 "pools by class token, mean of patches or latent query, with no patch dropout"
             )
         self.visual, self.trunk = visual, visual.trunk
-        self.query = self.trunk.attn_pool
-        self.mlp_projects = self.query is not None and not _has_projection(visual)
-        if self.mlp_projects:
-            self.query = _without_mlp(self.query)
+        query, prefix = self.trunk.attn_pool, self.trunk.num_prefix_tokens
+        self.mlp_projects = query is not None and query.mlp is not None and not _has_projection(visual)
+        self.read_prefix = prefix if getattr(self.trunk, "pool_include_prefix", True) else 0  # by the query
+        token_counts = self.read_prefix > 0 if query is not None else self.trunk.global_pool == "token"
+        self.copies_token = self.trunk.cls_token is not None and token_counts
 
     def tokens(self, image_NCHW: Tensor, regions_NKhw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What lies before the projection: of regions [N, K, C] and images [N, C]; which hold any patch."""
@@ -97,9 +99,7 @@ class TimmTransformer:
         Raises:
             ValueError: for more blocks than there are.
         """
-        blocks = self.trunk.blocks
-        if count > len(blocks):
-            raise ValueError(f"this tower has {len(blocks)} blocks, not {count}; choose fewer, or all")
+        blocks = last_of(self.trunk.blocks, count, "blocks")
         behind = (
             self.trunk.norm,
             self.trunk.attn_pool,
@@ -107,7 +107,7 @@ class TimmTransformer:
             self.trunk.head,
             self.visual.head,
         )
-        parts = [*blocks[-count:], *(part for part in behind if part is not None)]
+        parts = [*blocks, *(part for part in behind if part is not None)]
         return [parameter for part in parts for parameter in part.parameters()]
 
     def projections(self) -> list[nn.Parameter]:
@@ -117,7 +117,8 @@ class TimmTransformer:
     def _embed(self, image_NCHW: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Tokens [N, T, D] as they enter the first block, class token and registers first; the grid."""
         trunk, embed = self.trunk, self.trunk.patch_embed
-        _refuse_partial_patches(image_NCHW, embed)
+        if tuple(image_NCHW.shape[2:]) != tuple(embed.img_size):  # its own size may leave a border out
+            require_whole_patches(image_NCHW, embed.feat_ratio(), embed.feat_ratio())
         found = embed.backbone(image_NCHW) if hasattr(embed, "backbone") else image_NCHW
         maps_NDhw: Tensor = embed.proj(found[-1] if isinstance(found, list | tuple) else found)
         grid = (maps_NDhw.shape[2], maps_NDhw.shape[3])
@@ -155,12 +156,12 @@ class TimmTransformer:
         return torch.cat([turns_PR, still_KR])
 
     def _run(self, tokens_NTD: Tensor, inside_NKP: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Tokens and region tokens [N, K, D] after the last block; K is 0 without a class token."""
-        inside_NKP = inside_NKP if self.trunk.cls_token is not None else inside_NKP[:, :0]
+        """Tokens and region tokens [N, K, D] after the last block; K is 0 where no class token counts."""
+        inside_NKP = inside_NKP if self.copies_token else inside_NKP[:, :0]
         count, regions = tokens_NTD.shape[1], inside_NKP.shape[1]
         given: dict[str, Any] = {}
         if regions:
-            given["attn_mask"] = _visible(inside_NKP, self.trunk.num_prefix_tokens)
+            given["attn_mask"] = _added(_visible(inside_NKP, self.trunk.num_prefix_tokens), tokens_NTD)
         if (turns := self._rotations(grid, regions)) is not None:
             given["rope"] = turns
         both_NSD = tokens_NTD
@@ -174,21 +175,15 @@ class TimmTransformer:
 
     def _pooled_picture(self, tokens_NTD: Tensor) -> Tensor:
         """As the tower does: [N, C]."""
-        if self.query is None:
+        if self.trunk.attn_pool is None:
             pooled_NC: Tensor = self.trunk.pool(tokens_NTD)
-        else:
-            pooled_NC = self.query(tokens_NTD[:, self.trunk.num_prefix_tokens - self._read_prefix :])
-        return pooled_NC
-
-    @property
-    def _read_prefix(self) -> int:
-        """How many of the tokens before the patches the query reads: all or none."""
-        return self.trunk.num_prefix_tokens if getattr(self.trunk, "pool_include_prefix", True) else 0
+            return pooled_NC
+        return self._read(tokens_NTD[:, self.trunk.num_prefix_tokens - self.read_prefix :])[:, 0]
 
     def _pooled(self, tokens_NTD: Tensor, regions_NKD: Tensor, cover_NKP: Tensor) -> Tensor:
         """Regions as the tower pools its picture: [N, K, C]."""
         patches_NPD = tokens_NTD[:, self.trunk.num_prefix_tokens :]
-        if self.query is not None:
+        if self.trunk.attn_pool is not None:
             return self._queried(tokens_NTD, regions_NKD, cover_NKP > 0)
         if self.trunk.global_pool == "avg":
             return mean_inside(patches_NPD, cover_NKP)
@@ -196,51 +191,67 @@ class TimmTransformer:
 
     def _queried(self, tokens_NTD: Tensor, regions_NKD: Tensor, inside_NKP: Tensor) -> Tensor:
         """What the latent query reads of each region; of one that holds no patch, what it reads of all."""
-        prefix, first = self.trunk.num_prefix_tokens, self._read_prefix
         seen_NKP = inside_NKP | ~inside_NKP.any(2, keepdim=True)
-        seen_NKT = torch.cat([seen_NKP.new_ones(*seen_NKP.shape[:2], first), seen_NKP], 2)
-        hidden_NKT = torch.zeros_like(seen_NKT, dtype=tokens_NTD.dtype).masked_fill(~seen_NKT, -torch.inf)
-        read = []
-        for region in range(seen_NKT.shape[1]):
-            keys_NTD = tokens_NTD[:, prefix - first :]
-            if first and self.trunk.cls_token is not None:
-                keys_NTD = torch.cat([regions_NKD[:, region : region + 1], keys_NTD[:, 1:]], 1)
-            read.append(self.query(keys_NTD, attn_mask=hidden_NKT[:, None, region : region + 1]))
-        return torch.stack(read, 1) if read else tokens_NTD.new_zeros(len(tokens_NTD), 0, tokens_NTD.shape[2])
+        if not self.read_prefix:
+            return self._read(tokens_NTD[:, self.trunk.num_prefix_tokens :], seen_NKP)
+        copied = int(self.copies_token)  # registers are read as they are
+        others_NTD = tokens_NTD[:, copied:]
+        registers = self.read_prefix - copied
+        seen_NKT = functional.pad(seen_NKP, (registers, 0), value=True)
+        if not copied:
+            return self._read(others_NTD, seen_NKT)
+        return self._read(torch.cat([regions_NKD, others_NTD], 1), itself_and_inside(seen_NKT))
+
+    def _read(self, keys_NTD: Tensor, seen_NKT: Tensor | None = None) -> Tensor:
+        """What the latent query reads of all tokens, [N, 1, C], or of those that each region sees, [N, K, C].
+
+        timm's own operations, with keys and values made once for all regions. The MLP behind them is left to
+        the projection where there is no other.
+        """
+        pool = self.trunk.attn_pool
+        latent_N1C = pool.q(pool.latent.expand(len(keys_NTD), -1, -1))
+        query_NH1E = pool.q_norm(latent_N1C.unflatten(2, (pool.num_heads, -1)).transpose(1, 2))
+        key_NHTE, value_NHTE = pool.kv(keys_NTD).unflatten(2, (2, pool.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        mask = None
+        if seen_NKT is not None:
+            query_NH1E, mask = query_NH1E.expand(-1, -1, seen_NKT.shape[1], -1), seen_NKT[:, None]
+        read_NHKE = functional.scaled_dot_product_attention(
+            query_NH1E, pool.k_norm(key_NHTE), value_NHTE, mask
+        )
+        read_NKC: Tensor = pool.proj_drop(pool.proj(read_NHKE.transpose(1, 2).flatten(2)))
+        if pool.mlp is not None and not self.mlp_projects:
+            read_NKC = read_NKC + pool.mlp(pool.norm(read_NKC))
+        return read_NKC
 
 
 def _has_projection(visual: TimmTower) -> bool:
     return any(True for part in (visual.trunk.head, visual.head) for _ in part.parameters())
 
 
-def _without_mlp(query: Any) -> Any:
-    """The same pooling module, weights and all, less the MLP that it ends with."""
-    read = copy.copy(query)
-    read._modules = {**query._modules, "mlp": None}  # noqa: SLF001  (a copy of a module shares its parts)
-    return read
-
-
 def _fault(trunk: Any) -> str:
-    if trunk.attn_pool is None and trunk.global_pool not in ("token", "avg"):
-        return f"its pooling is '{trunk.global_pool}'"
-    if trunk.attn_pool is not None and not hasattr(trunk.attn_pool, "latent"):
-        return f"it pools by {type(trunk.attn_pool).__name__}"
-    if trunk.global_pool == "avg" and getattr(trunk, "pool_include_prefix", False):
-        return "its mean is of other tokens than patches, too"
-    if getattr(trunk, "rope_mixed", False):
-        return "its rotary positions differ from block to block"
-    if getattr(trunk.patch_drop, "prob", 0.0) > 0:
-        return "it drops patches while it trains (force_patch_dropout=0 leaves them)"
-    return ""
+    query, rope, pooling = trunk.attn_pool, getattr(trunk, "rope", None), trunk.global_pool
+    odd_query = query is not None and getattr(query, "latent_len", 0) != 1
+    odd_mean = query is None and pooling == "avg" and getattr(trunk, "pool_include_prefix", False)
+    off_grid = rope is not None and getattr(rope, "feat_shape", None) is None
+    drops = getattr(trunk.patch_drop, "prob", 0.0) > 0
+    faults = (
+        (query is None and pooling not in ("token", "avg"), f"its pooling is '{pooling}'"),
+        (odd_query, f"it pools by {type(query).__name__}, and not by one latent query"),
+        (odd_mean, "its mean is of other tokens than patches, too"),
+        (getattr(trunk, "rope_mixed", False), "its rotary positions differ from block to block"),
+        (off_grid, "its rotary positions belong to no grid"),
+        (getattr(trunk, "dist_token", None) is not None, "it has two class tokens"),
+        (drops, "it drops patches while it trains (force_patch_dropout=0 leaves them)"),
+    )
+    return next((fault for there, fault in faults if there), "")
 
 
-def _refuse_partial_patches(image_NCHW: Tensor, embed: Any) -> None:
-    (height, width), step = image_NCHW.shape[2:], embed.feat_ratio()
-    if (height, width) != tuple(embed.img_size) and (height % step or width % step):
-        raise ValueError(
-            f"an image of {height} x {width} px does not split into patches of {step} x {step} px; "
-            "resize it to multiples of them"
-        )
+def _added(visible: Tensor, tokens: Tensor) -> Tensor:
+    """A mask as what is added to logits, in the type they have, made once for all blocks."""
+    device = tokens.device.type
+    lowered = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if lowered else tokens.dtype
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, -torch.inf)
 
 
 def _visible(inside_NKP: Tensor, prefix: int) -> Tensor:

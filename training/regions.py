@@ -24,6 +24,7 @@ class Regions:
     pooled_ND: Tensor  # the images' own vectors
     valid_NK: Tensor  # bool: the region covers some of the tower's grid
     token_NKC: Tensor  # what lies before the projection of each region
+    picture_NC: Tensor  # and of each image
 
 
 class RegionEncoder(nn.Module):
@@ -96,7 +97,7 @@ class RegionEncoder(nn.Module):
 
     def projected(self, token_NKC: Tensor, pooled_NC: Tensor, valid_NK: Tensor) -> Regions:
         """Regions and images of which what lies before the projection is known."""
-        return Regions(self.project(token_NKC), self.project(pooled_NC), valid_NK, token_NKC)
+        return Regions(self.project(token_NKC), self.project(pooled_NC), valid_NK, token_NKC, pooled_NC)
 
     def project(self, tokens_XC: Tensor) -> Tensor:
         """The tower's projection into the joint space, of vectors [..., C]."""

@@ -175,14 +175,45 @@ def test_projecting_what_lies_before_the_projection_gives_the_vectors(tower: nn.
     assert torch.equal(valid, whole.valid_NK)
 
 
-def test_larger_pictures_make_finer_maps_and_leave_the_tower_as_it_was(tower: nn.Module) -> None:
+def test_other_pictures_have_other_grids_and_leave_the_tower_as_it_was(tower: nn.Module) -> None:
     size, encoder = size_of(tower), RegionEncoder(tower)
     with torch.no_grad():
         before = tower(images(size))
-        assert encoder.dense(images(2 * size)).shape[2:] == (8, 8)
-        larger = encoder(images(2 * size), torch.ones(2, 1, 8, 8))
+        wide = images(size).repeat(1, 1, 1, 2)
+        assert encoder.dense(wide).shape[2:] == (4, 8)
+        found = encoder(wide, torch.ones(2, 1, 4, 8))
         assert torch.equal(tower(images(size)), before)
-    close(larger.region_NKD[:, 0], larger.pooled_ND)
+        close(found.region_NKD[:, 0], found.pooled_ND)
+        if hasattr(tower, "trunk"):
+            resized = copy.deepcopy(tower)
+            resized.trunk.set_input_size((size, 2 * size))
+            close(found.pooled_ND, resized(wide))
+
+
+@pytest.mark.parametrize("make", [siglip, registers, averaged, clipa, coca, resnet])
+def test_a_region_is_pooled_from_its_own_patches_row_by_row(make: Make) -> None:
+    """What a region's vector does not depend on tells which patches it is made of."""
+    tower = make()
+    encoder, size = RegionEncoder(tower), size_of(tower)
+    wide = images(size, 1).repeat(1, 1, 1, 2)
+    seen_hw = torch.rand(4, 8, generator=torch.Generator().manual_seed(5)) > 0.5
+    maps = torch.zeros(1, 1, 4, 8, requires_grad=True)  # added to what is pooled
+    last = {"attnpool": "layer4", "trunk": "trunk.blocks", "transformer": "transformer"}
+    layer = tower.get_submodule(next(name for part, name in last.items() if hasattr(tower, part)))
+    layer = layer[-1] if isinstance(layer, nn.Sequential) and hasattr(tower, "trunk") else layer
+    layer = layer.resblocks[-1] if hasattr(layer, "resblocks") else layer
+    hook = layer.register_forward_hook(lambda _module, _given, found: shifted(found, maps))
+    encoder(wide, seen_hw[None, None]).region_NKD.sum().backward()
+    hook.remove()
+    assert torch.equal(maps.grad[0, 0] != 0, seen_hw)
+
+
+def shifted(found: Tensor, maps: Tensor) -> Tensor:
+    """Maps, or tokens whose last ones are patches, with a number added to one channel of each."""
+    if found.ndim == 4:
+        return torch.cat([found[:, :1] + maps, found[:, 1:]], 1)
+    added = torch.cat([torch.zeros(1, found.shape[1] - maps.numel()), maps.flatten(1)], 1)
+    return torch.cat([found[..., :1] + added[..., None], found[..., 1:]], 2)
 
 
 def test_every_part_that_can_learn_is_found(tower: nn.Module) -> None:
@@ -196,6 +227,29 @@ def test_every_part_that_can_learn_is_found(tower: nn.Module) -> None:
         tower.zero_grad(set_to_none=True)
     with pytest.raises(ValueError, match="not 9"):
         trainable(encoder, "last:9")
+
+
+@pytest.mark.parametrize(
+    ("make", "behind"), [(perception, {"norm", "attn_pool", "head"}), (siglip, {"norm", "attn_pool"})]
+)
+def test_last_parts_of_timms_transformers_are_the_named_ones(make: Make, behind: set[str]) -> None:
+    tower = make()
+    trainable(RegionEncoder(tower), "last:2")
+    names = {n.removeprefix("trunk.") for n, p in tower.named_parameters() if p.requires_grad}
+    assert {".".join(name.split(".")[:2]) for name in names if "blocks" in name} == {"blocks.1", "blocks.2"}
+    assert {name.split(".")[0] for name in names} == behind | {"blocks"}
+
+
+def test_low_rank_adapters_of_fused_matrices_are_one_for_each() -> None:
+    tower = perception()
+    trainable(RegionEncoder(tower), "lora:2")
+    ups = {n: tuple(p.shape) for n, p in tower.named_parameters() if n.endswith("up_BOR")}
+    assert {shape[0] for name, shape in ups.items() if ".qkv." in name} == {3}
+    assert {shape[0] for name, shape in ups.items() if ".kv." in name} == {2}
+    pooler = coca()
+    trainable(RegionEncoder(pooler), "lora:2")
+    adapted = {n.split(".parametrizations")[0] for n, _ in pooler.named_parameters() if "up_BOR" in n}
+    assert "attn_pool.attn" in adapted
 
 
 def test_the_head_of_a_tower_without_a_projection_is_the_mlp_behind_its_query() -> None:
@@ -264,10 +318,21 @@ def pooled_alone(trunk: nn.Module, tokens: Tensor, seen: Tensor) -> Tensor:
 def test_hybrids_and_windows_of_timm_encode_regions(name: str) -> None:
     options = {"proj": ""} if name == "fastvit_mci0" else {"proj": "linear"}
     tower = stirred(TimmModel(name, 16, image_size=224, pool="avg", **options))
-    image = images(224, 1)
+    encoder, image = RegionEncoder(tower), images(224, 1)
+    upper = torch.zeros(1, 1, 2, 2)
+    upper[..., 0, :] = 1
     with torch.no_grad():
-        got = RegionEncoder(tower)(image, torch.ones(1, 1, 7, 7, dtype=torch.bool))
+        got = encoder(image, torch.cat([torch.ones(1, 1, 2, 2), upper], 1))
         torch.testing.assert_close(got.region_NKD[:, 0], tower(image), rtol=1e-4, atol=1e-4)
+        maps = encoder.dense(image)
+        rows = torch.tensor([1.0] * (maps.shape[2] // 2) + [0.5] * (maps.shape[2] % 2))
+        mean = (maps[:, :, : len(rows)] * rows[:, None]).mean(3).sum(2) / rows.sum()
+        torch.testing.assert_close(got.token_NKC[:, 1], normed(tower, mean), rtol=1e-4, atol=1e-4)
+
+
+def normed(tower: nn.Module, mean: Tensor) -> Tensor:
+    """Where a norm lies between the mean and the projection."""
+    return tower.trunk.fc_norm(mean) if hasattr(tower.trunk, "fc_norm") else mean
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,7 @@ def test_precision_auto_is_decided_by_the_machine_and_others_stay(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bf16 is not None)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: bf16)
     assert decided("auto") == precision
+    assert decided("auto", "cpu") == "fp32"
     assert decided("fp16") == "fp16"
 
 
