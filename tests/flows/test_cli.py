@@ -16,10 +16,7 @@ from safetensors.torch import load
 
 from flows.config import load_config
 from flows.demo import demo_config, reseeded
-from flows.pipeline import declare
-from flows.plan import Plan
-from flows.run import make_runtime
-from storage.artifact import Store
+from flows.run import declared, make_runtime
 from storage.errors import InputError
 from storage.stage import materialize
 from training.groupvit_folder import load_pretrained
@@ -320,13 +317,11 @@ def test_demo_writes_summary_and_report_here_and_ends_with_the_table(cocu, tmp_p
 def assert_exported_model_starts_a_training(cocu, folder):
     """At a learning rate of 0 it ends with the weights that it began with."""
     still = ["train.groupvit.init=exported", "train.groupvit.loop.optim={rate = 0.0, min_rate = 0.0}"]
-    plan = Plan(Store("store"))
-    declare(plan, demo_config(0, SMALL))
+    _, plan = declared(demo_config(0, SMALL), "store")
     first = next(node.artifact for node in plan.nodes if node.label == "train groupvit_caption")
     outcome = cocu("export", "exported", "--fingerprint", first.fingerprint)
     assert (outcome.status, outcome.out.strip()) == (0, "exported"), outcome.err
-    again = Plan(Store("store"))
-    declare(again, demo_config(0, [*SMALL, *still]))
+    _, again = declared(demo_config(0, [*SMALL, *still]), "store")
     node = next(node for node in again.nodes if node.label == "train groupvit_caption")
     runtime = replace(make_runtime("local", 1, "cpu", quiet=True), locations=again.locations)
     second = materialize(node.stage, node.config, node.inputs, again.store, runtime)
