@@ -43,7 +43,7 @@ from training.naming import RegionScores, RegionSegmenter, resized
 from training.regions import RegionEncoder, Regions
 from training.train import TRAIN, GroupingTraining
 
-SEEDS = 3
+SEEDS, DEVICE = 3, "cpu"
 CALIBRATED = ("untrained", "caption")
 LIKELY = "both, likely concepts"  # where the config has the stage that tells them
 SMALL = 224  # pixels of a window where a region takes a pass of its own: a quarter of the work
@@ -228,7 +228,7 @@ class Study:
         return self._made(TRAIN, training, given)
 
     def _made(self, stage: Stage[Any], config: Any, given: Mapping[str, Artifact]) -> Artifact:
-        runtime = replace(make_runtime("local", 1, "cpu"), locations=self.plan.locations)
+        runtime = replace(make_runtime("local", 1, DEVICE), locations=self.plan.locations)
         return materialize(stage, config, given, self.plan.store, runtime)
 
     def segmenters(self) -> Iterator[tuple[Variant, RegionSegmenter]]:
@@ -317,9 +317,9 @@ def main(
 ) -> None:
     """Print the table: mean and standard deviation over seeds."""
     torch.set_num_threads(os.cpu_count() or 1)
-    settings = decided(load_config(config, overrides or ()))
+    settings = decided(load_config(config, overrides or ()), DEVICE)
     settings = reseeded(settings, seed) if seed else settings
-    _, plan = declared(settings, store)
+    _, plan = declared(settings, store, DEVICE)
     study = Study(settings, plan, benchmark_config(settings, benchmark), training or (), contexts, seeds)
     for line in told(study.benchmark, study.counts()):
         print(line, flush=True)

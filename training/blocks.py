@@ -36,7 +36,7 @@ def _attends(block: nn.Module) -> bool:
     return any(name.rsplit(".", 1)[-1] in ATTENTION for name, _ in block.named_modules())
 
 
-def compile_blocks(towers: Mapping[str, nn.Module], setting: str = "loop.compile") -> None:
+def compile_blocks(towers: Mapping[str, nn.Module]) -> None:
     """Compiles every block by itself, in place: equal ones share their code, and no name changes.
 
     Numbers of tokens that change, as with the regions of a batch, become symbols at their second value.
@@ -44,6 +44,6 @@ def compile_blocks(towers: Mapping[str, nn.Module], setting: str = "loop.compile
     Raises:
         ConfigError: for towers without a list of blocks.
     """
-    for block in blocks_of(towers, setting):
+    for block in blocks_of(towers, "loop.compile"):
         if not any(isinstance(part, nn.ModuleList) for part in block.children()):  # those inside it are
             block.compile()
